@@ -1,0 +1,1 @@
+"""Config, errors, files, seeds and states: what everything else stands on."""

@@ -1,0 +1,165 @@
+"""State dicts: reading strangers' safely, writing ours atomically, comparing, hashing.
+
+A state dict maps tensor names to tensors. Nothing is ever unpickled beyond
+``torch.load(weights_only=True)``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.files import atomic_path
+
+State = dict[str, Tensor]
+
+METADATA_KEY = "metaensemble"
+"""The safetensors header key under which our JSON metadata lies."""
+
+
+def save_state(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all.
+
+    Tensors that share memory are written apart; each is made contiguous on the CPU.
+    """
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    header = {"format": "pt", METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load_state(path: Path) -> tuple[State, dict[str, Any] | None]:
+    """Return the tensors of a checkpoint and its metaensemble metadata, if it has any.
+
+    Args:
+        path: a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds a state
+            dict, alone or under the key ``state_dict`` or ``model``.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: the file is not a readable checkpoint, or a tensor is not finite.
+    """
+    if not path.exists():
+        raise MissingFileError(
+            f"a member must be a checkpoint file, but {path} does not exist; "
+            "make members with: metaensemble teach --out ZOO"
+        )
+    if path.is_dir():
+        raise InputError(f"a checkpoint must be a file, but {path} is a folder")
+    if path.suffix == ".safetensors":
+        state, metadata = _load_safetensors(path)
+    else:
+        state, metadata = _load_pickled(path), None
+    if not state:
+        raise InputError(f"a checkpoint must hold tensors, but {path} holds none")
+    refuse_not_finite(state, str(path))
+    return state, metadata
+
+
+def _load_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get(METADATA_KEY)
+            state = {name: handle.get_tensor(name) for name in handle.keys()}
+        metadata = None if text is None else json.loads(text)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} must be a whole safetensors file, but reading it failed "
+            f"({_one_line(error)}); copy or make it again"
+        ) from error
+    if metadata is not None and not isinstance(metadata, dict):
+        raise InputError(
+            f"the {METADATA_KEY!r} metadata of {path} must be a JSON object, "
+            f"but is a {type(metadata).__name__}"
+        )
+    return state, metadata
+
+
+def _load_pickled(path: Path) -> State:
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for broken files
+        raise InputError(
+            f"{path} must be a state dict that loads without executing code "
+            f"(torch.load with weights_only=True), but loading failed "
+            f"({_one_line(error)}); save it again with "
+            "torch.save(model.state_dict(), path)"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
+    ):
+        raise InputError(
+            f"{path} must hold a state dict (names to tensors), but holds a "
+            f"{type(value).__name__} of other things; save model.state_dict()"
+        )
+    return {k.removeprefix("module."): v.detach() for k, v in value.items()}
+
+
+def refuse_not_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise `InputError` if a floating tensor holds NaN or an infinity."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"weights must be finite, but {source} has NaN or infinity in "
+                f"{name!r}; leave this member out or train it again"
+            )
+
+
+def refuse_different(states: Mapping[str, Mapping[str, Tensor]], why: str) -> None:
+    """Raise `InputError` unless all states have equal names and shapes.
+
+    Args:
+        states: source (shown in the message) to state dict; the first is the yardstick.
+        why: the clause that opens the message, such as "teachers must share one
+            architecture".
+    """
+    sources = iter(states.items())
+    first_source, first = next(sources)
+    for source, state in sources:
+        missing = [name for name in first if name not in state]
+        extra = [name for name in state if name not in first]
+        odd = [n for n in first if n in state and first[n].shape != state[n].shape]
+        if missing:
+            what = f"lacks {missing[0]!r}{_and_more(missing)} of {first_source}"
+        elif extra:
+            what = f"has {extra[0]!r}{_and_more(extra)} beyond those of {first_source}"
+        elif odd:
+            got, want = tuple(state[odd[0]].shape), tuple(first[odd[0]].shape)
+            what = f"has {odd[0]!r} of shape {got} where {first_source} has {want}"
+        else:
+            continue
+        raise InputError(
+            f"{why}, but {source} {what}; "
+            "choose --method kd for teachers of different architectures"
+        )
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
