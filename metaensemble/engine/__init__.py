@@ -1,1 +1,16 @@
-"""engine."""
+"""One loop for everything that is trained, and what it stands on."""
+
+from metaensemble.engine.batches import TrainingBatches
+from metaensemble.engine.evaluate import Evaluation, evaluate, prepare_statistics
+from metaensemble.engine.fit import Fitted, fit
+from metaensemble.engine.log import RunLog
+
+__all__ = [
+    "Evaluation",
+    "Fitted",
+    "RunLog",
+    "TrainingBatches",
+    "evaluate",
+    "fit",
+    "prepare_statistics",
+]

@@ -1,1 +1,7 @@
-"""merging."""
+"""Mergers: members' weights in, one network's weights out, without training."""
+
+from metaensemble.merging.best_member import BestMember
+from metaensemble.merging.contract import Merged, Merger
+from metaensemble.merging.soup import Soup, uniform_soup
+
+__all__ = ["BestMember", "Merged", "Merger", "Soup", "uniform_soup"]

@@ -1,1 +1,21 @@
-"""methods."""
+"""Trained methods, one file each; the contract is in `contract`."""
+
+from metaensemble.methods.contract import Batch, Learner, TrainedMethod
+from metaensemble.methods.kd import KD
+from metaensemble.methods.supervised import Supervised
+from metaensemble.methods.weightformer import (
+    GeneratorTraining,
+    WeightFormerLearner,
+    WeightFormerMethod,
+)
+
+__all__ = [
+    "KD",
+    "Batch",
+    "GeneratorTraining",
+    "Learner",
+    "Supervised",
+    "TrainedMethod",
+    "WeightFormerLearner",
+    "WeightFormerMethod",
+]

@@ -1,1 +1,36 @@
-"""metrics."""
+"""Metrics: what a model is worth and what it costs.
+
+Quality is measured on log-probabilities ``(batch, classes)`` and int64 labels
+``(batch,)``. Every function returns a Python number; fractions are never percent.
+"""
+
+from metaensemble.metrics.accuracy import accuracy, top_k
+from metaensemble.metrics.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
+from metaensemble.metrics.cost import latency_ms, macs, parameters, peak_memory_mb
+from metaensemble.metrics.diversity import disagreement
+from metaensemble.metrics.fidelity import agreement, kl_to
+from metaensemble.metrics.measure import Measured, measure
+from metaensemble.metrics.scores import brier, nll
+
+__all__ = [
+    "Measured",
+    "accuracy",
+    "agreement",
+    "brier",
+    "disagreement",
+    "expected_calibration_error",
+    "fit_temperature",
+    "kl_to",
+    "latency_ms",
+    "macs",
+    "measure",
+    "nll",
+    "parameters",
+    "peak_memory_mb",
+    "reliability",
+    "top_k",
+]

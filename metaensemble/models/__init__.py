@@ -1,1 +1,18 @@
-"""models."""
+"""Networks by name or import path, and the care of their batch norm statistics."""
+
+from metaensemble.models.architecture import (
+    Architecture,
+    build,
+    describe_architectures,
+    init_model,
+)
+from metaensemble.models.batchnorm import has_batchnorm, reestimate_batchnorm
+
+__all__ = [
+    "Architecture",
+    "build",
+    "describe_architectures",
+    "has_batchnorm",
+    "init_model",
+    "reestimate_batchnorm",
+]

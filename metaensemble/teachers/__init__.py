@@ -1,1 +1,24 @@
-"""teachers."""
+"""Members, ensembles of them, and their outputs, computed once and cached."""
+
+from metaensemble.teachers.ensemble import Ensemble, ensemble_log_probs, load_ensemble
+from metaensemble.teachers.kinship import Kinship, kinship
+from metaensemble.teachers.member import (
+    Member,
+    MemberInfo,
+    load_member,
+    save_member,
+)
+from metaensemble.teachers.outputs import OutputCache
+
+__all__ = [
+    "Ensemble",
+    "Kinship",
+    "Member",
+    "MemberInfo",
+    "OutputCache",
+    "ensemble_log_probs",
+    "kinship",
+    "load_ensemble",
+    "load_member",
+    "save_member",
+]

@@ -1,1 +1,27 @@
-"""weightformer."""
+"""WeightFormer: a Transformer that reads N networks' weights and writes one network's.
+
+Fei et al. 2022, "Meta-Ensemble Parameter Learning" (arXiv 2210.01973), and beyond.
+"""
+
+from metaensemble.weightformer.network import WeightFormer, WeightFormerConfig
+from metaensemble.weightformer.predictor import (
+    Predictor,
+    PredictorInfo,
+    load_predictor,
+    save_predictor,
+)
+from metaensemble.weightformer.tokens import TokenSpec, read_tokens, write_tokens
+from metaensemble.weightformer.trace import derive_token_spec
+
+__all__ = [
+    "Predictor",
+    "PredictorInfo",
+    "TokenSpec",
+    "WeightFormer",
+    "WeightFormerConfig",
+    "derive_token_spec",
+    "load_predictor",
+    "read_tokens",
+    "save_predictor",
+    "write_tokens",
+]

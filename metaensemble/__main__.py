@@ -1,0 +1,7 @@
+"""``python -m metaensemble``."""
+
+import sys
+
+from metaensemble.cli import main
+
+sys.exit(main())

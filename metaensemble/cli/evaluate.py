@@ -1,0 +1,97 @@
+"""``metaensemble evaluate``: each model on test, and their ensemble."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from metaensemble.cli.parse import parse
+from metaensemble.core.files import claim_output, write_json
+from metaensemble.engine import RunLog
+from metaensemble.metrics import Measured, disagreement, measure
+from metaensemble.teachers import load_ensemble
+from metaensemble.teachers.ensemble import Average
+from metaensemble.workflows.options import DataOptions, RunOptions, open_session
+from metaensemble.workflows.reporting import data_row
+
+
+class Evaluate(RunOptions, DataOptions):
+    """Measure models on the test images, one by one and as an ensemble.
+
+    Example: metaensemble evaluate zoo run/student.safetensors --data digits
+    """
+
+    models: tuple[Path, ...] = Field(min_length=1)
+    """Model files, or folders of them."""
+    architecture: str | None = None
+    """Of bare state dicts: built-in name with fields, or package.module:factory."""
+    average: Average = "probabilities"
+    """What the ensemble averages."""
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Write the figures to this file."""
+    overwrite: bool = False
+    """Replace that file if it exists."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(Evaluate, arguments, "evaluate", positional="models")
+    if options.json_file:
+        claim_output(options.json_file, overwrite=options.overwrite)
+    data = options.load()
+    ensemble = load_ensemble(
+        options.models,
+        architecture=options.architecture,
+        data=data,
+        average=options.average,
+        at_least=1,
+    )
+    with RunLog(quiet=options.quiet) as log:
+        session = open_session(options, data, None, log)
+        logits = session.cache.ensemble_logits(ensemble, data.test)
+    labels = data.test.labels
+    each = [measure(rows.log_softmax(-1), labels) for rows in logits]
+    together = measure(ensemble.log_probs(logits), labels)
+    names = [str(member.path) for member in ensemble.members]
+    rows = [*zip(names, each, strict=True)]
+    if len(ensemble) > 1:
+        rows.append((f"ensemble of {len(ensemble)} ({options.average})", together))
+    Console().print(_table(rows))
+    if options.json_file:
+        document = {
+            "schema": 1,
+            "command": "evaluate",
+            "data": data_row(data).model_dump(mode="json"),
+            "models": [
+                {
+                    "path": str(member.path),
+                    "sha256": member.sha256,
+                    "architecture": member.info.architecture,
+                    "test": measured.model_dump(mode="json"),
+                }
+                for member, measured in zip(ensemble.members, each, strict=True)
+            ],
+            "ensemble": {"test": together.model_dump(mode="json")},
+            "disagreement": disagreement(logits.log_softmax(-1)),
+        }
+        write_json(options.json_file, document)
+
+
+def _table(rows: Sequence[tuple[str, Measured]]) -> Table:
+    table = Table("model", title="test")
+    for column in ("accuracy", "top-5", "NLL", "Brier", "ECE"):
+        table.add_column(column, justify="right")
+    for name, m in rows:
+        table.add_row(
+            name,
+            f"{100 * m.accuracy:.2f} %",
+            f"{100 * m.top5:.2f} %",
+            f"{m.nll:.4f}",
+            f"{m.brier:.4f}",
+            f"{100 * m.ece:.2f} %",
+        )
+    return table

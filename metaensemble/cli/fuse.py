@@ -1,0 +1,50 @@
+"""``metaensemble fuse``: N trained models in, one student out."""
+
+from collections.abc import Sequence
+
+from metaensemble.cli.parse import parse_with_method
+from metaensemble.cli.show import show
+from metaensemble.core.files import claim_output
+from metaensemble.engine import RunLog
+from metaensemble.teachers import load_ensemble
+from metaensemble.workflows.fuse import FuseConfig, FuseOptions, fuse_into
+from metaensemble.workflows.options import open_session, run_folder
+
+
+class Fuse(FuseOptions):
+    """Make one model of N trained ones, by a method: --method NAME.
+
+    Example: metaensemble fuse zoo --method kd --data digits --out run
+
+    metaensemble methods lists the methods; metaensemble fuse --method NAME --help shows
+    a method's own options. --config FILE reads options from a YAML file, such as a
+    run's config.yaml.
+    """
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    config = parse_with_method(
+        Fuse, FuseConfig, arguments, "fuse", positional="members"
+    )
+    claim_output(config.out, overwrite=config.overwrite)
+    data = config.load(unlabelled=config.unlabelled)
+    ensemble = load_ensemble(
+        config.members,
+        architecture=config.architecture,
+        data=data,
+        average=config.average,
+    )
+    extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
+    with run_folder(config.out, config, overwrite=config.overwrite, extra=extra) as f:
+        with RunLog(f / "log.jsonl", quiet=config.quiet) as log:
+            session = open_session(config, data, f, log)
+            report = fuse_into(
+                f,
+                session,
+                ensemble,
+                config.method,
+                student=config.student,
+                final=config.out,
+            )
+    show([report], config.out)

@@ -1,0 +1,58 @@
+"""``metaensemble learn-weightformer``: train a predictor on subsets of a zoo."""
+
+from collections.abc import Sequence
+
+from metaensemble.cli.parse import parse
+from metaensemble.core.errors import InputError
+from metaensemble.core.files import claim_output
+from metaensemble.engine import RunLog
+from metaensemble.teachers import load_ensemble
+from metaensemble.weightformer import load_predictor, save_predictor
+from metaensemble.workflows.options import open_session, run_folder
+from metaensemble.workflows.predict import LearnOptions, learn_predictor
+
+
+class LearnWeightformer(LearnOptions):
+    """Train a WeightFormer on random subsets of a zoo, for teachers it never saw.
+
+    Example: metaensemble learn-weightformer zoo --data digits --out wf.safetensors
+
+    --config FILE reads options from a YAML file. The log lies beside --out.
+    """
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(
+        LearnWeightformer, arguments, "learn-weightformer", positional="zoo"
+    )
+    claim_output(options.out, overwrite=options.overwrite)
+    if options.out.suffix != ".safetensors":
+        raise InputError(
+            f"--out must be a .safetensors file, but is {options.out}; rename it"
+        )
+    data = options.load(unlabelled=options.unlabelled)
+    zoo = load_ensemble(options.zoo, architecture=options.architecture, data=data)
+    extra = {"zoo_sha256": [m.sha256 for m in zoo.members]}
+    side = options.out.with_suffix("")  # config, log and, before the end, checkpoints
+    side = side.with_name(side.name + "-training")
+    with run_folder(side, options, overwrite=options.overwrite, extra=extra) as folder:
+        with RunLog(folder / "log.jsonl", quiet=options.quiet) as log:
+            session = open_session(options, data, folder, log)
+            learnt = learn_predictor(
+                session,
+                zoo,
+                options.training,
+                teachers=options.teachers,
+                hold_out=options.hold_out,
+                data_options=options,
+            )
+            session.clear_checkpoints()
+            save_predictor(options.out, learnt.predictor)
+    best = min(learnt.student.history, key=lambda row: row["objective"])
+    print(
+        f"{options.out}: best on validation at step {int(best['step'])}, where the "
+        f"student of unseen members has {100 * best['accuracy']:.1f} % and agrees with "
+        f"their ensemble on {100 * best['agreement']:.1f} % (log: {side})"
+    )
+    load_predictor(options.out)  # what was written can be read

@@ -1,0 +1,35 @@
+"""``metaensemble methods``: what there is, what each needs, its paper."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from metaensemble.cli.parse import parse
+from metaensemble.core.config import Config
+from metaensemble.models import describe_architectures
+from metaensemble.workflows.registry import METHODS
+
+
+class Methods(Config):
+    """List the methods of fuse, and with --architectures the networks.
+
+    Example: metaensemble methods --architectures
+    """
+
+    architectures: bool = False
+    """List the built-in architectures and their fields, too."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(Methods, arguments, "methods")
+    console = Console()
+    table = Table("method", "what it does", "needs", "cost", "paper", title="methods")
+    for name, kind in METHODS.items():
+        needs = ", ".join(kind.needs)
+        table.add_row(name, kind.summary, needs, kind.cost, kind.paper)
+    console.print(table)
+    console.print("Options of one: metaensemble fuse --method NAME --help")
+    if options.architectures:
+        print(describe_architectures())

@@ -1,0 +1,18 @@
+"""What commands print when they are done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from metaensemble.report import Report
+from metaensemble.report.table import comparison_table
+
+
+def show(reports: Sequence[Report], where: Path) -> None:
+    """Print the table of reports, the last one's verdict, and where the files are."""
+    console = Console()
+    console.print(comparison_table(list(reports)))
+    if reports[-1].verdict:
+        console.print(reports[-1].verdict)
+    console.print(f"Written to {where}", highlight=False)

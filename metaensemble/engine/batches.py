@@ -1,0 +1,95 @@
+"""Batch t as a pure function of (seed, t): images, labels and teachers' logits."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from metaensemble.data import (
+    Augmentation,
+    Normalization,
+    Split,
+    batch_indices,
+    epoch_of,
+)
+from metaensemble.methods import Batch
+from metaensemble.teachers import Ensemble, OutputCache
+
+
+class TrainingBatches:
+    """Augmented, normalised batches with the teachers' cached logits.
+
+    Image i in epoch e is seen in view ``e % views`` (view e if `views` is 0), whose
+    augmentation is a function of (seed, view): teachers run once per view, over the
+    whole split, when a view is first needed.
+
+    Args:
+        split: the images to train on.
+        augmentation: of the images.
+        normalization: of the student.
+        batch_size: images per step.
+        seed: of order and augmentation.
+        teachers: whose logits come along; None for none.
+        cache: of the teachers' logits; needed with teachers.
+        views: number of augmented copies of each image; 0 for a new one every epoch.
+        device: where the batches are to be.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        augmentation: Augmentation,
+        normalization: Normalization,
+        batch_size: int,
+        seed: int,
+        *,
+        teachers: Ensemble | None = None,
+        cache: OutputCache | None = None,
+        views: int = 0,
+        device: str | torch.device = "cpu",
+    ):
+        self.split = split
+        self.augmentation = augmentation
+        self.normalization = normalization
+        self.batch_size = batch_size
+        self.seed = seed
+        self.teachers = teachers
+        self.cache = cache
+        self.views = 1 if augmentation.is_identity else views
+        self.device = torch.device(device)
+        self._draws = lru_cache(maxsize=2)(self._draws_of_view)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of full batches in one pass (at least 1)."""
+        return max(1, len(self.split) // self.batch_size)
+
+    def __call__(self, step: int) -> Batch:
+        """Return batch `step`."""
+        count = len(self.split)
+        indices = batch_indices(count, self.batch_size, self.seed, step)
+        epoch = epoch_of(count, self.batch_size, step)
+        view = epoch % self.views if self.views else epoch
+        draws = self._draws(view)[indices]
+        images = self.split.batch(indices, self.augmentation, draws)
+        return Batch(
+            step=step,
+            inputs=self.normalization(images.to(self.device)),
+            labels=self.split.labels[indices].to(self.device),
+            teacher_logits=self._teacher_logits(view, indices),
+        )
+
+    def _draws_of_view(self, view: int) -> Tensor:
+        return self.augmentation.draws(len(self.split), self.seed, view)
+
+    def _teacher_logits(self, view: int, indices: Tensor) -> Tensor | None:
+        if self.teachers is None:
+            return None
+        assert self.cache is not None
+        rows = [
+            self.cache.logits(member, self.split, self.augmentation, self.seed, view)[
+                indices
+            ]
+            for member in self.teachers.members
+        ]
+        return torch.stack(rows).to(self.device)  # (members, batch, classes)

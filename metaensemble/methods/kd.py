@@ -1,0 +1,61 @@
+"""Knowledge distillation from the mean of the teachers."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from metaensemble.methods.contract import Batch, StudentLearner, TrainedMethod
+from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
+from metaensemble.teachers import Ensemble, ensemble_log_probs
+from metaensemble.teachers.ensemble import Average
+
+
+class KD(TrainedMethod):
+    """Hinton et al. 2015 with the ensemble as the teacher.
+
+    loss = (1 - w) T^2 KL(mean teacher at T, student at T) + w CE(labels, student)
+    """
+
+    summary: ClassVar[str] = "distil the mean of the teachers into a student"
+    paper: ClassVar[str] = "Hinton, Vinyals, Dean 2015 (arXiv 1503.02531)"
+    needs: ClassVar[tuple[str, ...]] = ("images",)
+    cost: ClassVar[str] = "one training; teachers see each image `views` times"
+
+    name: Literal["kd"] = "kd"
+    """The method's name."""
+    temperature: float = Field(default=2.0, gt=0)
+    """T: both distributions are softened by it; the loss is scaled by T^2."""
+    label_weight: float = Field(default=0.0, ge=0, le=1)
+    """w: weight of the labels' cross-entropy."""
+    direction: Direction = "forward"
+    """forward: KL(teacher || student); reverse: KL(student || teacher)."""
+    average: Average = "probabilities"
+    """What is averaged over the teachers."""
+    start: Literal["best_member", "scratch"] = "best_member"
+    """Where the student starts: the member that is best on validation (where it has
+    the student's architecture), or fresh weights."""
+
+    def learner(self, student: nn.Module, teachers: Ensemble | None) -> StudentLearner:
+        """Return the learner of `student`."""
+        return _KDLearner(self, student)
+
+
+class _KDLearner(StudentLearner):
+    def __init__(self, config: KD, student: nn.Module):
+        super().__init__(student)
+        self.config = config
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the distillation term and, if it has weight, the label term."""
+        assert batch.teacher_logits is not None
+        config = self.config
+        temperature, weight = config.temperature, config.label_weight
+        logits = self.student(batch.inputs)
+        target = ensemble_log_probs(batch.teacher_logits, config.average, temperature)
+        student = (logits / temperature).log_softmax(-1)
+        divergence = kl_divergence(target, student, config.direction)
+        losses = {"distillation": (1 - weight) * temperature**2 * divergence}
+        if weight:
+            losses["label"] = weight * label_loss(logits, batch.labels)
+        return losses

@@ -1,0 +1,192 @@
+"""WeightFormer: train the generator through the student that it writes.
+
+The student's weights are the generator's output, and the loss of the student is the
+generator's: gradients pass through `torch.func.functional_call` (Fei et al. 2022,
+figure 2). Nothing is ever loaded with `load_state_dict` in between, which would cut
+them.
+"""
+
+import copy
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaensemble.core.seeds import generator as seeded_generator
+from metaensemble.core.states import State
+from metaensemble.methods.contract import Batch, Learner, TrainedMethod
+from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
+from metaensemble.teachers import Ensemble, ensemble_log_probs
+from metaensemble.weightformer import (
+    Predictor,
+    PredictorInfo,
+    WeightFormer,
+    WeightFormerConfig,
+    derive_token_spec,
+)
+
+
+class GeneratorTraining(WeightFormerConfig, TrainedMethod):
+    """The generator's shape and how it is trained through the student it writes."""
+
+    summary: ClassVar[str] = "a Transformer reads N networks' weights and writes one's"
+    paper: ClassVar[str] = (
+        "Fei et al. 2022, Meta-Ensemble Parameter Learning (2210.01973)"
+    )
+    needs: ClassVar[tuple[str, ...]] = ("one architecture", "images to train on")
+    cost: ClassVar[str] = "train the generator once; then one forward pass per ensemble"
+
+    direction: Direction = "reverse"
+    """reverse: KL(student || mean teacher), equation 1 of the paper; or forward."""
+    label_weight: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the labels' cross-entropy (the paper has none)."""
+    shift: int = Field(default=1, ge=0)
+    """Tokens by which the second look of the shift-consistency loss is shifted."""
+    shift_weight: float = Field(default=0.1, ge=0)
+    """Weight of the shift-consistency loss; 0 leaves it out."""
+    epochs: float = Field(default=10, gt=0)
+    """Passes over the images to train the generator."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images per generated student."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """The generator's optimizer."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of the generator."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """The generator's weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the generator's gradient."""
+
+    @property
+    def generator(self) -> WeightFormerConfig:
+        """Return the fields that shape the generator."""
+        names = WeightFormerConfig.model_fields
+        return WeightFormerConfig(**{name: getattr(self, name) for name in names})
+
+
+class WeightFormerMethod(GeneratorTraining):
+    """A generator for one fixed set of teachers, then tuning of what it predicts."""
+
+    name: Literal["weightformer"] = "weightformer"
+    """The method's name."""
+    tune_epochs: float = Field(default=5, ge=0)
+    """After prediction, passes of distillation that tune the student; 0 for none."""
+    tune_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak rate of the tuning."""
+
+    def learner(
+        self, student: nn.Module, teachers: Ensemble | None
+    ) -> "WeightFormerLearner":
+        """Return the learner for a fixed set of teachers, the paper's main experiment.
+
+        Every step reads all of them, in their order.
+        """
+        assert teachers is not None
+        return WeightFormerLearner(self, student, teachers, teachers)
+
+
+class WeightFormerLearner(Learner):
+    """The generator under training.
+
+    Args:
+        config: hyperparameters.
+        student: a network of the architecture; only its structure is used.
+        zoo: the members to train on; the batches bring all their logits, in order.
+        audience: the members that `export` predicts a student for. The zoo itself for a
+            fixed set; for a predictor, members that training does not read.
+        draw: smallest and largest number of members drawn per step, in random order;
+            None reads the whole zoo in its order.
+        seed: of the draws.
+    """
+
+    stale_statistics: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: GeneratorTraining,
+        student: nn.Module,
+        zoo: Ensemble,
+        audience: Ensemble,
+        draw: tuple[int, int] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.config = config
+        self.draw = draw
+        self.seed = seed
+        why = "WeightFormer's teachers must share one architecture"
+        device = next(student.parameters()).device
+        self._zoo = [_on(device, state) for state in zoo.states(why)]
+        self._audience = (
+            self._zoo
+            if audience is zoo
+            else [_on(device, state) for state in audience.states(why)]
+        )
+        self._student = (student,)  # in a tuple, so that it is no submodule
+        self._info = zoo.info
+        self._hashes = tuple(member.sha256 for member in zoo.members)
+        self.spec = derive_token_spec(student, zoo.info.input_shape)
+        self.generator = WeightFormer(config.generator, self.spec)
+        self.generator.standardise(self._zoo)
+        self.to(device)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the divergence from the ensemble and the shift-consistency term."""
+        assert batch.teacher_logits is not None
+        config = self.config
+        chosen = self.chosen(batch.step)
+        shift = config.shift if config.shift_weight and self.training else 0
+        parameters, consistency = self.generator([self._zoo[i] for i in chosen], shift)
+        logits = self.student_logits(parameters, batch.inputs)
+        target = ensemble_log_probs(batch.teacher_logits[chosen])
+        divergence = kl_divergence(target, logits.log_softmax(-1), config.direction)
+        losses = {"divergence": (1 - config.label_weight) * divergence}
+        if shift:
+            losses["shift"] = config.shift_weight * consistency
+        if config.label_weight:
+            labels = label_loss(logits, batch.labels)
+            losses["label"] = config.label_weight * labels
+        return losses
+
+    def chosen(self, step: int) -> list[int]:
+        """Return the members of the zoo that step `step` reads, in order."""
+        if self.draw is None:
+            return list(range(len(self._zoo)))
+        random = seeded_generator(self.seed, "draw", step)
+        low, high = self.draw
+        count = int(torch.randint(low, high + 1, (1,), generator=random))
+        return torch.randperm(len(self._zoo), generator=random)[:count].tolist()
+
+    def student_logits(self, parameters: State, inputs: Tensor) -> Tensor:
+        """Return the logits of the student with these weights, differentiably.
+
+        Batch-norm layers use the batch's statistics; the running ones are scratch.
+        """
+        student = self._student[0].train()
+        buffers = {name: b.clone() for name, b in student.named_buffers()}
+        return functional_call(student, {**parameters, **buffers}, (inputs,))
+
+    def export(self) -> nn.Module:
+        """Return the student predicted for the audience."""
+        student = copy.deepcopy(self._student[0])
+        student.load_state_dict(self.predictor().predict(self._audience))
+        return student.eval()
+
+    def predictor(self) -> Predictor:
+        """Return the generator as it now stands, ready to be saved or used."""
+        info = PredictorInfo(
+            config=self.config.generator,
+            spec=self.spec,
+            architecture=self._info.architecture,
+            classes=self._info.classes,
+            input_shape=self._info.input_shape,
+            trained_on=self._hashes,
+            training={"method": self.config.model_dump(mode="json")},
+        )
+        return Predictor(self.generator, info)
+
+
+def _on(device: torch.device, state: State) -> State:
+    return {name: tensor.to(device) for name, tensor in state.items()}

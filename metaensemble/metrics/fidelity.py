@@ -1,0 +1,47 @@
+"""How closely a student does what its reference does, right or wrong.
+
+A student can be as accurate as its ensemble and still decide differently (Stanton et
+al. 2021, "Does Knowledge Distillation Really Work?"): report both.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metaensemble.metrics.checks import (
+    require_normalised,
+    require_same_shape,
+    require_scores,
+)
+
+
+def agreement(
+    log_probs: Float[Tensor, "batch classes"],
+    reference_log_probs: Float[Tensor, "batch classes"],
+) -> float:
+    """Return the fraction of examples on which both models name the same class."""
+    require_scores(log_probs)
+    require_scores(reference_log_probs, "reference_log_probs")
+    require_same_shape(log_probs, reference_log_probs)
+    same = log_probs.argmax(dim=1) == reference_log_probs.argmax(dim=1)
+    return int(same.sum()) / len(same)
+
+
+def kl_to(
+    reference_log_probs: Float[Tensor, "batch classes"],
+    log_probs: Float[Tensor, "batch classes"],
+) -> float:
+    """Return the mean of KL(reference || model) over examples, in nats; 0 is best.
+
+    Note the order of the arguments, that of the formula. A class to which the
+    reference gives no probability adds nothing.
+    """
+    require_scores(reference_log_probs, "reference_log_probs")
+    require_scores(log_probs)
+    require_same_shape(reference_log_probs, log_probs)
+    require_normalised(reference_log_probs, "reference_log_probs")
+    require_normalised(log_probs)
+    reference, model = reference_log_probs.double(), log_probs.double()
+    probs = reference.exp()
+    terms = torch.where(probs > 0, probs * (reference - model), 0.0)
+    return max(0.0, float(terms.sum(dim=1).mean()))

@@ -1,0 +1,244 @@
+"""Figures of a comparison as SVG text: deterministic, for light and dark grounds.
+
+Each function takes reports of one setting (see `aggregate.by_setting`). The ground is
+transparent, text stays text, and neutral ink is `INK`, which a page may replace by
+``currentColor``.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+
+from metaensemble.report.aggregate import Line, aggregate, lines, references
+from metaensemble.report.schema import Reliability, Report
+
+INK = "#7b818b"
+"""A grey with a contrast of about 4 on white and on near-black."""
+STUDENT = "#2f7fd0"
+ENSEMBLE = "#d9700d"
+WIDTH = 5.6
+"""Inches; narrow, so that text stays readable on a telephone."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "metaensemble",
+    "font.size": 11,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+OFFSET = "offset points"
+
+Cost = Literal["latency_ms", "train_images"]
+COST_TITLES = {
+    "latency_ms": "latency of one forward pass, ms",
+    "train_images": "training images seen by the student",
+}
+
+
+def accuracy_figure(reports: Sequence[Report]) -> str:
+    """Return the accuracy of every method as dots, between mean member and ensemble.
+
+    Whiskers are standard errors over seeds and draws, where there are several. A method
+    far below the mean member stands at the edge as an arrow with its number.
+    """
+    methods = aggregate(reports)
+    marks = {line.kind: line.values["accuracy"].mean for line in references(reports)}
+    with mpl.rc_context(STYLE):
+        figure = Figure((WIDTH, 1.15 + 0.3 * len(methods)), layout="constrained")
+        axes = figure.subplots()
+        floor = _floor(marks["mean member"], marks["ensemble"])
+        for place, line in enumerate(methods):
+            value = line.values["accuracy"]
+            if value.mean < floor:
+                axes.plot(floor, place, marker="<", markersize=7, color=STUDENT)
+                note = f"{100 * value.mean:.1f}"
+                axes.annotate(
+                    note, (floor, place), (8, 0), va="center", textcoords=OFFSET
+                )
+                continue
+            axes.errorbar(
+                value.mean,
+                place,
+                xerr=value.error,
+                fmt="o",
+                markersize=7,
+                color=STUDENT,
+                elinewidth=1.5,
+            )
+        sides = ("right", "left")  # of the line, so that the labels part
+        if marks["mean member"] > marks["ensemble"]:
+            sides = ("left", "right")
+        _mark(axes, marks["mean member"], "mean member", INK, sides[0])
+        _mark(axes, marks["ensemble"], "ensemble", ENSEMBLE, sides[1])
+        axes.set_yticks(range(len(methods)), [line.label for line in methods])
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y")
+        axes.margins(x=0.12)
+        _percent(axes, "x")
+        axes.set_xlabel("test accuracy, %")
+        return _svg(figure, "Accuracy of every method beside its ensemble")
+
+
+def reliability_figure(report: Report) -> str | None:
+    """Return the reliability diagram of student and ensemble, None without bins.
+
+    Area is the share of the examples that fall into the bin.
+    """
+    pair = report.reliability
+    if pair is None:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure((WIDTH, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 4)))
+        _bins(axes, pair.ensemble, ENSEMBLE, "s", "ensemble")
+        _bins(axes, pair.student, STUDENT, "o", "student")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.grid()
+        _percent(axes, "x")
+        _percent(axes, "y")
+        axes.set_xlabel("confidence, %")
+        axes.set_ylabel("test accuracy, %")
+        axes.legend(loc="upper left")
+        return _svg(figure, "Accuracy against confidence, student and ensemble")
+
+
+def cost_figure(reports: Sequence[Report], cost: Cost) -> str | None:
+    """Return accuracy against a cost, None where all points cost the same.
+
+    The upper line is the ensemble's accuracy, the lower one its mean member's.
+    """
+    everything = lines(reports)
+    points = [line for line in everything if cost in line.values]
+    if len({line.values[cost].mean for line in points}) < 2:
+        return None
+    marks = {line.kind: line.values["accuracy"].mean for line in everything}
+    floor = _floor(marks["mean member"], marks["ensemble"])
+    with mpl.rc_context(STYLE):
+        height = max(4.0, 0.8 + 0.25 * len(points))
+        figure = Figure((WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        for line in points:
+            color = ENSEMBLE if line.kind == "ensemble" else STUDENT
+            marker = "s" if line.kind == "ensemble" else "o"
+            x, y = line.values[cost].mean, line.values["accuracy"].mean
+            if y < floor:
+                y, marker = floor, "v"
+            axes.plot(x, y, marker=marker, markersize=7, color=color, clip_on=False)
+        axes.axhline(marks["mean member"], color=INK, linewidth=1.2, zorder=1)
+        axes.axhline(marks["ensemble"], color=ENSEMBLE, linewidth=1.2, zorder=1)
+        axes.set_xlim(left=0)
+        axes.margins(x=0.1, y=0.12)
+        axes.grid()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if cost == "train_images":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        _percent(axes, "y")
+        axes.set_xlabel(COST_TITLES[cost])
+        axes.set_ylabel("test accuracy, %")
+        _name_points(axes, points, cost, floor, height)
+        return _svg(figure, f"Test accuracy against {COST_TITLES[cost]}")
+
+
+def _mark(axes: Axes, value: float, label: str, color: str, side: str) -> None:
+    """Draw a reference line; its label stands above, away from the other's."""
+    axes.axvline(value, color=color, linewidth=1.5, zorder=1)
+    axes.annotate(
+        label,
+        (value, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4 if side == "right" else 4, 4),
+        textcoords=OFFSET,
+        ha=side,
+        color=color,
+    )
+
+
+def _bins(axes: Axes, bins: Reliability, color: str, marker: str, label: str) -> None:
+    used = [i for i, count in enumerate(bins.count) if count]
+    total = sum(bins.count)
+    x = [bins.confidence[i] for i in used]
+    y = [bins.accuracy[i] for i in used]
+    sizes = [12 + 260 * bins.count[i] / total for i in used]
+    axes.plot(
+        x, y, color=color, linewidth=1.5, marker=marker, markersize=3, label=label
+    )
+    axes.scatter(x, y, s=sizes, color=color, alpha=0.35, linewidths=0, marker=marker)
+
+
+def _name_points(
+    axes: Axes, points: Sequence[Line], cost: Cost, floor: float, height: float
+) -> None:
+    """Write every label in a column at the right, spread so that none overlap."""
+    ordered = sorted(points, key=lambda line: line.values["accuracy"].mean)
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.25 / height  # a line of text takes a quarter of an inch
+    places: list[float] = []
+    for line in ordered:
+        wanted = max(floor, line.values["accuracy"].mean)
+        places.append(max(wanted, places[-1] + gap) if places else wanted)
+    ceiling = high
+    for index in reversed(range(len(places))):  # back under the upper edge
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - gap
+    for line, place in zip(ordered, places, strict=True):
+        x, y = line.values[cost].mean, line.values["accuracy"].mean
+        label = line.label if y >= floor else f"{line.label}: {100 * y:.1f}%"
+        axes.annotate(
+            label,
+            (x, max(floor, y)),
+            xytext=(1.04, place),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color=ENSEMBLE if line.kind == "ensemble" else INK,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": INK,
+                "alpha": 0.45,
+                "linewidth": 0.6,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+def _floor(mean_member: float, ensemble: float) -> float:
+    """Return the accuracy below which a point would squeeze all others together."""
+    return max(0.0, mean_member - max(0.01, ensemble - mean_member))
+
+
+def _percent(axes: Axes, which: Literal["x", "y"]) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Return the figure as one ``<svg>`` element without date, prolog or metadata."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # ids of groups repeat from figure to figure; those of definitions are hashes
+    text = re.sub(r'<g id="[a-zA-Z0-9_.-]+_\d+">', "<g>", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()

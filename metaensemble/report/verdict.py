@@ -1,0 +1,74 @@
+"""One plain sentence: was it worth it?"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from metaensemble.report.aggregate import (
+    aggregate,
+    by_method,
+    by_setting,
+    lines,
+    setting_of,
+)
+from metaensemble.report.schema import Report
+
+
+def headline(reports: Sequence[Report]) -> str:
+    """Return what the reader should know first.
+
+    A single report's own verdict, if it has one, else a sentence made of its numbers;
+    for several reports, the method that comes closest to the ensemble.
+    """
+    if len(reports) == 1:
+        return reports[0].verdict or verdict(reports[0])
+    best = best_method(reports)
+    rivals = by_setting(reports)[setting_of(best[0])]
+    values = {line.kind: line.values for line in lines(best)}
+    if "recovered" not in values["method"]:
+        return "The ensemble is no better than its mean member: nothing to recover."
+    method, ensemble, mean = (
+        f"{100 * values[kind]['accuracy'].mean:.1f}%"
+        for kind in ("method", "ensemble", "mean member")
+    )
+    label = next(x.label for x in aggregate(rivals) if x.values == values["method"])
+    return (
+        f"Of {len(by_method(rivals))} methods, {label} comes closest to the ensemble: "
+        f"{method} in one network, against {ensemble} for the ensemble and {mean} for "
+        "its mean member."
+    )
+
+
+def verdict(report: Report) -> str:
+    """Return one sentence on whether this student was worth making."""
+    name, recovered = report.method["name"], report.headroom.recovered
+    members = len(report.teachers)
+    if recovered is None:
+        return (
+            f"The ensemble of {members} is no better than its mean member, so there "
+            "was nothing to recover."
+        )
+    student, mean = report.student.test.accuracy, report.mean_teacher.test.accuracy
+    gain = f"{100 * (student - mean):+.1f} points over the mean member"
+    if recovered <= 0:
+        return (
+            f"Not worth it: {name} is no better than the mean member ({gain}); "
+            "serve the best member instead."
+        )
+    if student <= report.best_teacher.test.accuracy:
+        return f"Not worth it: the best member is at least as good as {name} ({gain})."
+    return (
+        f"One network by {name} keeps {100 * recovered:.0f}% of the ensemble's gain "
+        f"({gain}) and replaces {members} networks."
+    )
+
+
+def best_method(reports: Sequence[Report]) -> list[Report]:
+    """Return the reports of the method that recovered most on average."""
+
+    def recovered(group: list[Report]) -> float:
+        known = [r.headroom.recovered for r in group]
+        numbers = [value for value in known if value is not None]
+        return statistics.fmean(numbers) if numbers else -math.inf
+
+    return max(by_method(reports), key=recovered)

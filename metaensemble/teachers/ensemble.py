@@ -1,0 +1,177 @@
+"""An ensemble: members of any architecture whose outputs are averaged."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.states import State, refuse_different
+from metaensemble.data import ImageData
+from metaensemble.teachers.member import Member, MemberInfo, load_member
+
+Average = Literal["probabilities", "logits"]
+"""What is averaged over the members: their probabilities, or their logits."""
+
+
+def ensemble_log_probs(
+    logits: Float[Tensor, "members batch classes"],
+    average: Average = "probabilities",
+    temperature: float = 1.0,
+) -> Float[Tensor, "batch classes"]:
+    """Return the log-probabilities of the ensemble.
+
+    With ``probabilities``, log of the mean over members of softmax(logits / T), the
+    target of Fei et al. 2022, equation 1, and of deep ensembles (arXiv 1612.01474).
+    With ``logits``, log-softmax of the mean logits / T. The two differ.
+    """
+    logits = logits.float() / temperature
+    if average == "logits":
+        return logits.mean(0).log_softmax(-1)
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Trained networks with the same classes and input, and how they are averaged."""
+
+    members: tuple[Member, ...]
+    average: Average = "probabilities"
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def info(self) -> MemberInfo:
+        """Return the record of the first member."""
+        return self.members[0].info
+
+    def one_architecture(self, why: str) -> str:
+        """Return the architecture that all members share.
+
+        Raises:
+            InputError: they do not; `why` opens the message.
+        """
+        first = self.members[0]
+        for member in self.members[1:]:
+            if member.info.architecture != first.info.architecture:
+                raise InputError(
+                    f"{why}, but {member.path} is {member.info.architecture} and "
+                    f"{first.path} is {first.info.architecture}; "
+                    "choose --method kd for teachers of different architectures"
+                )
+            if member.info.normalization != first.info.normalization:
+                raise InputError(
+                    f"{why} and one input normalisation, but {member.path} and "
+                    f"{first.path} differ in theirs; choose --method kd"
+                )
+        return first.info.architecture
+
+    def states(self, why: str = "members must share one architecture") -> list[State]:
+        """Read and return the members' tensors, which must agree in names and shapes.
+
+        Raises:
+            InputError: they do not; `why` opens the message.
+        """
+        self.one_architecture(why)
+        states = {str(member.path): member.state() for member in self.members}
+        refuse_different(states, why)
+        return list(states.values())
+
+    def log_probs(
+        self, logits: Float[Tensor, "members batch classes"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the ensemble's log-probabilities from its members' logits."""
+        return ensemble_log_probs(logits, self.average)
+
+    def subset(self, indices: Sequence[int]) -> "Ensemble":
+        """Return the ensemble of the chosen members, in that order."""
+        return Ensemble(tuple(self.members[i] for i in indices), self.average)
+
+
+def member_paths(paths: Sequence[Path]) -> list[Path]:
+    """Return the checkpoint files among `paths`, folders replaced by their content.
+
+    Raises:
+        MissingFileError: a path does not exist, or a folder holds no checkpoint.
+        InputError: a file is named twice.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            p
+            for p in path.iterdir()
+            if p.suffix in (".safetensors", ".pt", ".pth") and p.name[0] != "."
+        )
+        if not inside:
+            raise MissingFileError(
+                f"a folder of members must hold .safetensors, .pt or .pth files, but "
+                f"{path} holds none; make members with: metaensemble teach --out {path}"
+            )
+        found += inside
+    real = [path.resolve() for path in found]
+    for i, path in enumerate(real):
+        if path in real[:i]:
+            raise InputError(
+                f"members must be different files, but {found[i]} is named twice; "
+                "name each once"
+            )
+    return found
+
+
+def load_ensemble(
+    paths: Sequence[Path | str],
+    *,
+    architecture: str | None = None,
+    data: ImageData | None = None,
+    average: Average = "probabilities",
+    at_least: int = 2,
+) -> Ensemble:
+    """Return the ensemble of the members in files and folders `paths`.
+
+    Args:
+        paths: member files, or folders of them.
+        architecture: for bare state dicts, what they are.
+        data: checked against the members; needed for bare state dicts.
+        average: what the ensemble averages.
+        at_least: how many members there must be.
+
+    Raises:
+        MissingFileError: a path does not exist.
+        InputError: too few members, equal members, a broken one, or members that
+            disagree on classes or input.
+    """
+    files = member_paths([Path(path) for path in paths])
+    if len(files) < at_least:
+        raise InputError(
+            f"an ensemble must have at least {at_least} members, but got {len(files)}; "
+            "name more member files, or a folder of them"
+        )
+    members = tuple(load_member(f, architecture=architecture, data=data) for f in files)
+    first = members[0]
+    for i, member in enumerate(members):
+        for other in members[:i]:
+            if member.sha256 == other.sha256:
+                raise InputError(
+                    f"members must be different networks, but {member.path} and "
+                    f"{other.path} hold the same bytes; leave one out"
+                )
+        if len(member.info.classes) != len(first.info.classes):
+            raise InputError(
+                f"members must have the same classes, but {member.path} has "
+                f"{len(member.info.classes)} and {first.path} has "
+                f"{len(first.info.classes)}; leave one out"
+            )
+        if member.info.classes != first.info.classes:
+            raise InputError(
+                f"members must name their classes alike and in one order, but "
+                f"{member.path} and {first.path} do not; leave one out"
+            )
+    return Ensemble(members, average)

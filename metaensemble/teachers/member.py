@@ -1,0 +1,198 @@
+"""A member: one trained network in one file, with what is needed to run it again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from metaensemble.core.config import Config
+from metaensemble.core.errors import InputError
+from metaensemble.core.files import sha256_of
+from metaensemble.core.states import State, hash_state, load_state, save_state
+from metaensemble.data import ImageData, Normalization
+from metaensemble.models import Architecture, build
+
+
+class MemberInfo(Config):
+    """What a member's file says about itself (header metadata ``metaensemble``)."""
+
+    schema_version: Literal[1] = 1
+    """Version of this record."""
+    architecture: str
+    """Canonical text of the architecture, such as ``resnet20,width=2``."""
+    classes: tuple[str, ...]
+    """Class names in the order of the logits."""
+    input_shape: tuple[int, int, int]
+    """Channels, height and width of an input image."""
+    normalization: Normalization
+    """Per-channel mean and deviation of the inputs, in units of [0, 1] pixels."""
+    start: str | None = None
+    """SHA-256 of the initial weights, if known; equal for members of one start."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """How the network was made: command, seed, hyperparameters."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Measured figures per split, as fractions."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained network on disk; its tensors are read only when they are asked for."""
+
+    path: Path
+    sha256: str
+    info: MemberInfo
+    tensors: tuple[str, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Return the file's name, as messages show it."""
+        return self.path.name
+
+    def state(self) -> State:
+        """Read and return the tensors; the caller owns them."""
+        return load_state(self.path)[0]
+
+    def network(self) -> nn.Module:
+        """Build the network, load the member's tensors, and return it in eval mode."""
+        network = build_from(self.info)
+        load_strictly(network, self.state(), str(self.path), self.info.architecture)
+        return network.eval()
+
+
+def build_from(info: MemberInfo) -> nn.Module:
+    """Build the network that `info` describes, with fresh weights."""
+    return build(info.architecture, len(info.classes), info.input_shape)
+
+
+def load_member(
+    path: Path, *, architecture: str | None = None, data: ImageData | None = None
+) -> Member:
+    """Return the member in `path`, checked to be readable, finite and complete.
+
+    Args:
+        path: a file that `save_member` wrote, or a bare state dict.
+        architecture: for a bare state dict, what it is; for a member whose record names
+            an import path, the user's consent to import it.
+        data: for a bare state dict, where classes, input shape and normalisation come
+            from; also checked against the member's classes and input shape.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: the file is broken, its tensors are not those of its architecture,
+            or its classes or inputs are not those of `data`.
+    """
+    state, metadata = load_state(path)
+    if metadata is not None:
+        info = _parse_info(path, metadata)
+        _refuse_foreign_code(path, info, architecture)
+    elif architecture is None or data is None:
+        raise InputError(
+            f"a bare state dict must come with its architecture and data, but {path} "
+            "says nothing about itself; add --architecture NAME and --data D"
+        )
+    else:
+        info = MemberInfo(
+            architecture=str(Architecture.parse(architecture)),
+            classes=data.classes,
+            input_shape=data.input_shape,
+            normalization=data.normalization,
+        )
+    if data is not None:
+        _refuse_other_data(path, info, data)
+    load_strictly(build_from(info), state, str(path), info.architecture)
+    return Member(path, sha256_of(path), info, tuple(state))
+
+
+def save_member(path: Path, state: Mapping[str, Tensor], info: MemberInfo) -> Member:
+    """Write a member file, whole or not at all, and return it as a `Member`."""
+    save_state(path, state, info.model_dump(mode="json"))
+    return Member(path, sha256_of(path), info, tuple(state))
+
+
+def start_of(network: nn.Module) -> str:
+    """Return the identity of a network's present weights, for `MemberInfo.start`."""
+    return hash_state(dict(network.named_parameters()))
+
+
+def load_strictly(
+    network: nn.Module, state: State, source: str, architecture: str
+) -> None:
+    """Load `state` into `network`; every name and shape must fit.
+
+    Raises:
+        InputError: the first tensor that does not fit is named.
+    """
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            if name.endswith("num_batches_tracked"):
+                continue
+            problem = f"lacks {name!r}"
+        elif state[name].shape != tensor.shape:
+            got, want = tuple(state[name].shape), tuple(tensor.shape)
+            problem = f"has {name!r} of shape {got} where it needs {want}"
+        else:
+            continue
+        raise InputError(
+            f"the tensors of {source} must be those of {architecture}, but it "
+            f"{problem}; check --architecture, the classes and the input size"
+        )
+    surplus = [name for name in state if name not in own]
+    if surplus:
+        raise InputError(
+            f"the tensors of {source} must be those of {architecture}, but it also "
+            f"has {surplus[0]!r}; check --architecture"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _parse_info(path: Path, metadata: Mapping[str, Any]) -> MemberInfo:
+    try:
+        return MemberInfo.model_validate(metadata)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the record"
+        raise InputError(
+            f"{path} must be a member that metaensemble wrote, but {where} in its "
+            f"metadata is wrong ({first['msg']}); make it again with metaensemble teach"
+        ) from error
+
+
+def _refuse_foreign_code(path: Path, info: MemberInfo, consent: str | None) -> None:
+    """Refuse to import what a file names unless the user named it, too."""
+    named = Architecture.parse(info.architecture)
+    if not named.is_import_path:
+        return
+    if consent is None or Architecture.parse(consent).name != named.name:
+        raise InputError(
+            f"code named by a file is not run unless you name it, too, but {path} asks "
+            f"for {info.architecture}; if you trust it, add --architecture "
+            f"{info.architecture}"
+        )
+
+
+def _refuse_other_data(path: Path, info: MemberInfo, data: ImageData) -> None:
+    if len(info.classes) != data.num_classes:
+        raise InputError(
+            f"members and data must have the same classes, but {path} has "
+            f"{len(info.classes)} and {data.name} has {data.num_classes}; "
+            "choose the data that the members were trained on"
+        )
+    if info.classes != data.classes:
+        odd = next(
+            (a, b) for a, b in zip(info.classes, data.classes, strict=True) if a != b
+        )
+        raise InputError(
+            f"members and data must name their classes alike, but {path} has "
+            f"{odd[0]!r} where {data.name} has {odd[1]!r}; "
+            "choose the data that the members were trained on"
+        )
+    if info.input_shape != data.input_shape:
+        raise InputError(
+            f"members and data must agree on the input, but {path} takes "
+            f"{info.input_shape} and {data.name} gives {data.input_shape} (channels, "
+            "height, width); set --image-size or choose other data"
+        )

@@ -1,0 +1,152 @@
+"""Members' logits, computed once per network, images and augmentation, then read."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from metaensemble.core.files import atomic_path
+from metaensemble.data import Augmentation, Normalization, Split, in_order
+from metaensemble.teachers.ensemble import Ensemble
+from metaensemble.teachers.member import Member
+
+BATCH = 500
+"""Images in one forward pass of a teacher."""
+
+
+@torch.no_grad()
+def network_logits(
+    network: nn.Module,
+    normalization: Normalization,
+    split: Split,
+    *,
+    augmentation: Augmentation | None = None,
+    draws: Tensor | None = None,
+    device: str | torch.device = "cpu",
+) -> Float[Tensor, "images classes"]:
+    """Return the logits of a network in eval mode for a whole split, in order."""
+    network = network.to(device).eval()
+    rows = []
+    for indices in in_order(split, BATCH):
+        images = split.batch(
+            indices, augmentation, None if draws is None else draws[indices]
+        )
+        rows.append(network(normalization(images.to(device))).float().cpu())
+    return torch.cat(rows)
+
+
+class OutputCache:
+    """Logits of members on disk, keyed by member, images, augmentation and view.
+
+    One ``.npy`` file per (member, split, augmentation, seed, view), memory-mapped when
+    read, so that memory does not grow with the number of teachers. A file appears whole
+    or not at all, so that several runs may share a folder.
+
+    Args:
+        folder: where the files lie; made when needed.
+        device: where teachers run.
+        progress: told how many of how many images a teacher has still to see.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.device = device
+        self.progress = progress
+        self.images_asked = 0  # teacher forward passes that a cold cache would need
+        self.images_run = 0  # those that were needed
+        self._open: dict[str, Tensor] = {}
+
+    def logits(
+        self,
+        member: Member,
+        split: Split,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        view: int = 0,
+    ) -> Float[Tensor, "images classes"]:
+        """Return one member's logits for every image of a split, in order.
+
+        Args:
+            member: whose logits.
+            split: whose images.
+            augmentation: applied to the images with the draws of (seed, view); none, or
+                one that changes nothing, gives the plain images.
+            seed: of the augmentation.
+            view: which augmented copy of the images.
+        """
+        if augmentation is not None and augmentation.is_identity:
+            augmentation = None
+        if augmentation is None:
+            seed = view = 0
+        key = _key(member, split, augmentation, seed, view)
+        if key not in self._open:
+            self.images_asked += len(split)
+            path = self.folder / f"{key}.npy"
+            if not path.exists():
+                self._compute(path, member, split, augmentation, seed, view)
+            rows = np.load(path, mmap_mode="c", allow_pickle=False)
+            self._open[key] = torch.from_numpy(rows)
+        return self._open[key]
+
+    def ensemble_logits(
+        self, ensemble: Ensemble, split: Split
+    ) -> Float[Tensor, "members images classes"]:
+        """Return the logits of all members for the plain images of a split."""
+        return torch.stack([self.logits(m, split) for m in ensemble.members])
+
+    def _compute(
+        self,
+        path: Path,
+        member: Member,
+        split: Split,
+        augmentation: Augmentation | None,
+        seed: int,
+        view: int,
+    ) -> None:
+        if self.progress is not None:
+            self.progress(f"{member.name}: logits of {len(split)} images")
+        draws = None
+        if augmentation is not None:
+            draws = augmentation.draws(len(split), seed, view)
+        rows = network_logits(
+            member.network(),
+            member.info.normalization,
+            split,
+            augmentation=augmentation,
+            draws=draws,
+            device=self.device,
+        )
+        self.images_run += len(split)
+        with atomic_path(path) as temporary, temporary.open("wb") as handle:
+            np.save(handle, rows.numpy(), allow_pickle=False)
+
+
+def _key(
+    member: Member,
+    split: Split,
+    augmentation: Augmentation | None,
+    seed: int,
+    view: int,
+) -> str:
+    parts = {
+        "format": 1,
+        "member": member.sha256,
+        "normalization": member.info.normalization.model_dump(mode="json"),
+        "architecture": member.info.architecture,
+        "images": split.fingerprint,
+        "augmentation": augmentation.model_dump(mode="json") if augmentation else None,
+        "seed": seed,
+        "view": view,
+    }
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]

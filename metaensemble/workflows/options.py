@@ -1,0 +1,162 @@
+"""Options that several commands share, and the session that they open."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field
+
+from metaensemble.core.config import Config
+from metaensemble.core.errors import InputError
+from metaensemble.core.files import output_folder, write_text
+from metaensemble.data import ImageData, load_data
+from metaensemble.engine import RunLog
+from metaensemble.teachers import OutputCache
+
+NOT_IDENTITY = {"out", "overwrite", "quiet", "cache"}
+"""Options that do not change what a run computes."""
+
+
+class DataOptions(Config):
+    """Which images, and how they are split and augmented."""
+
+    data: str
+    """digits, or the path of: an image folder (train/CLASS/*, test/CLASS/*), a folder
+    of parquet files (columns img|image and label), CIFAR's python folder or tarball, a
+    folder of MNIST idx files."""
+    limit_train: int | None = Field(default=None, ge=1)
+    """Use only so many training images, the first of a seeded shuffle."""
+    validation_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    """Part of the training images that is held out for selection."""
+    data_seed: int = 0
+    """Seed of the shuffle and the split; keep it equal between teach and fuse."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Height and width for image folders; default: theirs if equal, else 224."""
+    augment: str = "auto"
+    """auto, none, flip, crop or crop_flip."""
+
+    def absolute(self) -> "DataOptions":
+        """Return only these options, the path made absolute."""
+        fields = {name: getattr(self, name) for name in DataOptions.model_fields}
+        if self.data != "digits":
+            fields["data"] = str(Path(self.data).absolute())
+        return DataOptions(**fields)
+
+    def load(self, *, unlabelled: bool = False) -> ImageData:
+        """Read the data; `unlabelled` also reads what `limit_train` leaves out."""
+        return load_data(
+            self.data,
+            limit_train=self.limit_train,
+            validation_fraction=self.validation_fraction,
+            seed=self.data_seed,
+            image_size=self.image_size,
+            augment=self.augment,
+            unlabelled=unlabelled,
+        )
+
+
+class RunOptions(Config):
+    """How a command runs."""
+
+    seed: int = 0
+    """Seed of initial weights, order, augmentation and dropout."""
+    device: str = "auto"
+    """auto (cuda if there is one), cpu, cuda, cuda:1, ..."""
+    cache: Path | None = None
+    """Folder of cached teacher outputs; default: $METAENSEMBLE_CACHE, else
+    ~/.cache/metaensemble."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every step of a workflow needs: data, cache, log, seed, device, folder."""
+
+    data: ImageData
+    cache: OutputCache
+    log: RunLog
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    folder: Path | None = None
+    """Where checkpoints grow; None for runs that need not be resumed."""
+
+    def reseeded(self, seed: int) -> "Session":
+        """Return this session with another seed."""
+        return replace(self, seed=seed)
+
+    def checkpoint(self, stage: str) -> Path | None:
+        """Return the checkpoint file of a stage."""
+        return self.folder / f".{stage}.ckpt" if self.folder else None
+
+    def clear_checkpoints(self) -> None:
+        """Remove the checkpoints of finished stages."""
+        if self.folder:
+            for path in self.folder.glob(".*.ckpt"):
+                path.unlink()
+
+
+def open_session(
+    options: RunOptions, data: ImageData, folder: Path | None, log: RunLog
+) -> Session:
+    """Return the session of a command."""
+    device = pick_device(options.device)
+    cache = OutputCache(options.cache or default_cache(), device, log.say_briefly)
+    return Session(data, cache, log, options.seed, device, folder)
+
+
+def default_cache() -> Path:
+    """Return the folder of cached teacher outputs."""
+    given = os.environ.get("METAENSEMBLE_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "metaensemble"
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `name` means.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device must be a device of this machine, but {name!r} is not usable "
+            "here; choose cpu or auto"
+        ) from error
+    return device
+
+
+@contextmanager
+def run_folder(
+    out: Path, config: Config, *, overwrite: bool, extra: dict[str, Any]
+) -> Iterator[Path]:
+    """Yield the working folder of a run, its resolved ``config.yaml`` written.
+
+    Args:
+        out: where the run will appear.
+        config: the resolved config; what changes the results identifies the run.
+        overwrite: whether `out` may be replaced.
+        extra: what else identifies the run, such as the members' hashes.
+    """
+    identity = as_yaml({**_identity(config), **extra})
+    with output_folder(out, identity, overwrite=overwrite) as folder:
+        write_text(folder / "config.yaml", as_yaml(config.model_dump(mode="json")))
+        yield folder
+
+
+def as_yaml(value: dict[str, Any]) -> str:
+    """Return a mapping as YAML, in its order."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=NOT_IDENTITY)

@@ -1,0 +1,191 @@
+"""WeightFormer for teachers never seen: learn a predictor on a zoo, then predict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from metaensemble.core.errors import InputError
+from metaensemble.methods import (
+    GeneratorTraining,
+    WeightFormerLearner,
+    WeightFormerMethod,
+)
+from metaensemble.models import init_model
+from metaensemble.teachers import Ensemble
+from metaensemble.teachers.ensemble import Average
+from metaensemble.weightformer import Predictor
+from metaensemble.workflows.options import DataOptions, RunOptions, Session
+from metaensemble.workflows.students import Student, train
+
+
+class LearnOptions(GeneratorTraining, RunOptions, DataOptions):
+    """Train a WeightFormer on random subsets of a zoo."""
+
+    zoo: tuple[Path, ...]
+    """Folders of members, or member files."""
+    out: Path
+    """The predictor's file (.safetensors)."""
+    architecture: str | None = None
+    """Of bare state dicts: built-in name with fields, or package.module:factory."""
+    teachers: tuple[int, int] = (4, 4)
+    """Smallest and largest number of teachers drawn per step."""
+    hold_out: int | None = Field(default=None, ge=0)
+    """Members kept out of training, for whom validation predicts; default: a fifth of
+    the zoo, at least 2; 0 validates on members that training reads."""
+    unlabelled: bool = False
+    """Train also on the images that --limit-train leaves out, unlabelled."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+    @property
+    def training(self) -> WeightFormerMethod:
+        """Return the fields that say how to train."""
+        names = GeneratorTraining.model_fields
+        fields = {name: getattr(self, name) for name in names}
+        return WeightFormerMethod(**fields, tune_epochs=0)
+
+
+class PredictOptions(RunOptions):
+    """Write a student in one forward pass."""
+
+    members: tuple[Path, ...]
+    """Member files, or folders of them."""
+    predictor: Path
+    """What metaensemble learn-weightformer wrote."""
+    out: Path
+    """The run: a folder that appears whole or not at all."""
+    data: str | None = None
+    """Images for batch-norm statistics, tuning and the report; default: those that the
+    predictor was trained on, with their split. Without any the student is written
+    unmeasured, with the mean of the members' statistics."""
+    limit_train: int | None = Field(default=None, ge=1)
+    """Use only so many training images of --data."""
+    validation_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    """Part of the training images of --data that is held out for selection."""
+    data_seed: int = 0
+    """Seed of the shuffle and the split of --data."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Height and width for image folders."""
+    augment: str = "auto"
+    """auto, none, flip, crop or crop_flip."""
+    unlabelled: bool = False
+    """Tune also on the images that --limit-train leaves out, unlabelled."""
+    tune_epochs: float = Field(default=0, ge=0)
+    """Passes of distillation that tune the predicted student."""
+    tune_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak rate of the tuning."""
+    average: Average = "probabilities"
+    """What the ensemble averages."""
+    overwrite: bool = False
+    """Replace the run if it exists."""
+
+    def data_options(self, predictor: Predictor) -> DataOptions | None:
+        """Return the data to use: those named, else the predictor's, if still there."""
+        names = DataOptions.model_fields
+        if self.data is not None:
+            return DataOptions(**{name: getattr(self, name) for name in names})
+        remembered = predictor.info.training.get("data_options")
+        if not remembered:
+            return None
+        known = DataOptions.model_validate(remembered)
+        there = known.data == "digits" or Path(known.data).exists()
+        return known if there else None
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A trained predictor, and what its training took."""
+
+    predictor: Predictor
+    student: Student
+    """Predicted for the held-out members; carries the costs and the history."""
+
+
+def learn_predictor(
+    session: Session,
+    zoo: Ensemble,
+    method: WeightFormerMethod,
+    *,
+    teachers: tuple[int, int],
+    hold_out: int | None = None,
+    data_options: DataOptions | None = None,
+) -> Learnt:
+    """Train a generator on random subsets of a zoo.
+
+    Selection is by the student predicted for held-out members, on validation images:
+    the generator has seen neither.
+
+    Args:
+        session: data, cache, log, seed.
+        zoo: the members to learn from.
+        method: hyperparameters.
+        teachers: smallest and largest size of a subset.
+        hold_out: see `LearnOptions`.
+        data_options: remembered in the predictor, for `predict` without data.
+
+    Raises:
+        InputError: the zoo is smaller than a subset, or its members differ.
+    """
+    zoo.one_architecture("a zoo's members must share one architecture")
+    kept = max(2, len(zoo) // 5) if hold_out is None else hold_out
+    low, high = teachers
+    read = len(zoo) - kept
+    if not 1 <= low <= high <= method.max_teachers:
+        raise InputError(
+            f"--teachers must be two numbers from 1 to --max-teachers "
+            f"({method.max_teachers}), the smaller first, but are {low} and {high}; "
+            "change them"
+        )
+    if read < high:
+        raise InputError(
+            f"a zoo must have at least as many members as a subset, but of "
+            f"{len(zoo)} members {kept} are held out and {high} are to be drawn; "
+            "teach more members, or lower --teachers or --hold-out"
+        )
+    training = zoo.subset(range(read))
+    audience = (
+        zoo.subset(range(read, len(zoo))) if kept else training.subset(range(high))
+    )
+    info = zoo.info
+    network = init_model(
+        info.architecture, len(info.classes), info.input_shape, session.seed
+    ).to(session.device)
+    before = session.cache.images_asked
+    learner = WeightFormerLearner(
+        method, network, training, audience, draw=teachers, seed=session.seed
+    )
+    student = train(
+        session, training, method, learner, info, "weightformer", before, audience
+    )
+    predictor = learner.predictor()
+    record: dict[str, Any] = {
+        "method": method.model_dump(mode="json"),
+        "seed": session.seed,
+        "data": session.data.name,
+        "data_options": data_options.absolute().model_dump(mode="json")
+        if data_options
+        else None,
+        "teachers": list(teachers),
+        "members": read,
+        "held_out": [m.sha256 for m in audience.members] if kept else [],
+        "seconds": round(student.train_seconds, 3),
+        "images": student.train_images,
+        "teacher_images": student.teacher_images,
+        "history": student.history,
+    }
+    info = predictor.info.model_copy(update={"training": record})
+    return Learnt(Predictor(predictor.network.eval(), info), student)
+
+
+def seen_members(ensemble: Ensemble, predictor: Predictor) -> Sequence[str]:
+    """Return the names of the members that the predictor was trained on."""
+    known = {*predictor.info.trained_on, *predictor.info.training.get("held_out", ())}
+    return [member.name for member in ensemble.members if member.sha256 in known]
+
+
+def predictor_method(predictor: Predictor) -> WeightFormerMethod:
+    """Return the hyperparameters with which a predictor was trained."""
+    return WeightFormerMethod.model_validate(predictor.info.training["method"])

@@ -1,0 +1,249 @@
+"""The report of a student: measured once on test, beside its teachers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaensemble.core.files import sha256_of
+from metaensemble.core.method import Method
+from metaensemble.data import ImageData
+from metaensemble.engine import evaluate
+from metaensemble.metrics import (
+    Measured,
+    agreement,
+    disagreement,
+    kl_to,
+    latency_ms,
+    macs,
+    measure,
+    parameters,
+    peak_memory_mb,
+)
+from metaensemble.report import (
+    Cost,
+    DataRow,
+    Fidelity,
+    ReliabilityPair,
+    Report,
+    StudentRow,
+    TeacherRow,
+    TestRow,
+    environment,
+    headroom,
+    mean_measured,
+    reliability_of,
+    write_report,
+)
+from metaensemble.report.card import write_card
+from metaensemble.report.page import write_page
+from metaensemble.teachers import Ensemble, Kinship, Member, kinship, save_member
+from metaensemble.workflows.options import Session
+from metaensemble.workflows.students import Student, state_of
+
+STUDENT_FILE = "student.safetensors"
+
+
+def report_student(
+    session: Session,
+    ensemble: Ensemble,
+    student: Student,
+    *,
+    command: str,
+    method: Method,
+    path: Path | None = None,
+) -> Report:
+    """Return the report of a student; this is where test data are touched.
+
+    Args:
+        session: data, cache, device, seed.
+        ensemble: the teachers.
+        student: what was made of them.
+        command: the command's name.
+        method: how it was made.
+        path: the student's file, for its hash.
+    """
+    data, device = session.data, session.device
+    labels = data.test.labels
+    logits = session.cache.ensemble_logits(ensemble, data.test)
+    members = [measure(rows.log_softmax(-1), labels) for rows in logits]
+    together = ensemble.log_probs(logits)
+    normalization = student.info.normalization
+    on_test = evaluate(student.network, normalization, data.test, device)
+    on_validation = evaluate(student.network, normalization, data.validation, device)
+    mean, whole = mean_measured(members), measure(together, labels)
+    kin = _kinship(ensemble)
+    split = disagreement(logits.log_softmax(-1))
+    return Report(
+        command=command,
+        method=method.model_dump(mode="json"),
+        seed=session.seed,
+        data=data_row(data),
+        teachers=[
+            TeacherRow(
+                path=str(member.path),
+                sha256=member.sha256,
+                architecture=member.info.architecture,
+                test=measured,
+            )
+            for member, measured in zip(ensemble.members, members, strict=True)
+        ],
+        mean_teacher=TestRow(test=mean),
+        best_teacher=TestRow(test=max(members, key=lambda m: (m.accuracy, -m.nll))),
+        ensemble=TestRow(test=whole),
+        student=StudentRow(
+            test=on_test.measured,
+            validation=on_validation.measured,
+            sha256=sha256_of(path) if path else None,
+        ),
+        headroom=headroom(on_test.measured, mean, whole),
+        fidelity=Fidelity(
+            agreement=agreement(on_test.log_probs, together),
+            kl=kl_to(together, on_test.log_probs),
+        ),
+        cost=_cost(session, ensemble, student),
+        environment=environment(str(device)),
+        regime=None if kin is None else kin.regime,
+        stage=student.stage,
+        verdict=verdict(method.name_, on_test.measured, mean, whole, kin),
+        notes=[
+            *student.notes,
+            f"members disagree on {100 * split:.1f} % of the test images",
+            *([_kin_note(kin)] if kin else []),
+        ],
+        reliability=ReliabilityPair(
+            student=reliability_of(on_test.log_probs, labels),
+            ensemble=reliability_of(together, labels),
+        ),
+        history=[dict(row) for row in student.history] or None,
+    )
+
+
+def verdict(
+    method: str,
+    student: Measured,
+    mean: Measured,
+    ensemble: Measured,
+    kin: Kinship | None,
+) -> str:
+    """Return the sentence that a reader should see first."""
+    room = ensemble.accuracy - mean.accuracy
+    gain = student.accuracy - mean.accuracy
+    noise = (ensemble.accuracy * (1 - ensemble.accuracy) / ensemble.count) ** 0.5
+    if method == "soup" and kin and not kin.one_start and gain < -noise:
+        return (
+            f"The members do not share a start (mean cosine of their weights "
+            f"{kin.cosine:.2f}), so their mean is no sensible network "
+            f"({100 * student.accuracy:.1f} % where one member has "
+            f"{100 * mean.accuracy:.1f} %): "
+            "use kd or weightformer instead."
+        )
+    if room <= noise:
+        return (
+            f"The ensemble is hardly better than its mean member "
+            f"({100 * room:+.1f} points, noise {100 * noise:.1f}): "
+            "ship the best member."
+        )
+    if gain <= 0:
+        return (
+            f"The student is {-100 * gain:.1f} points below the mean member: "
+            "ship the best member, or try another method."
+        )
+    return (
+        f"The student keeps {100 * gain / room:.0f} % of the ensemble's gain of "
+        f"{100 * room:.1f} points over its mean member, at one member's cost."
+    )
+
+
+def write_run(
+    folder: Path,
+    session: Session,
+    ensemble: Ensemble,
+    student: Student,
+    *,
+    command: str,
+    method: Method,
+    final: Path,
+) -> Report:
+    """Write a run's student, report, card and page into `folder`; return the report."""
+    member = save_student(folder / STUDENT_FILE, ensemble, student, command, method)
+    report = report_student(
+        session,
+        ensemble,
+        student,
+        command=command,
+        method=method,
+        path=member.path,
+    )
+    write_report(folder / "report.json", report)
+    write_card(folder / "card.md", report)
+    write_page(folder / "page.html", f"{method.name_}: {final.name}", [report])
+    return report
+
+
+def save_student(
+    path: Path, ensemble: Ensemble, student: Student, command: str, method: Method
+) -> Member:
+    """Write a student as a member file; its record names its teachers."""
+    training: dict[str, Any] = {
+        "command": command,
+        "method": method.model_dump(mode="json"),
+        "stage": student.stage,
+        "teachers": [member.sha256 for member in ensemble.members],
+    }
+    info = student.info.model_copy(
+        update={"training": training, "metrics": {}, "start": None}
+    )
+    return save_member(path, state_of(student.network), info)
+
+
+def data_row(data: ImageData) -> DataRow:
+    """Return the report's record of the data."""
+    return DataRow(
+        name=data.name,
+        train=len(data.train),
+        validation=len(data.validation),
+        test=len(data.test),
+        classes=data.num_classes,
+    )
+
+
+def latency_of(network: nn.Module, example: Tensor) -> float:
+    """Return the milliseconds that a network takes for one image."""
+    with torch.inference_mode():
+        return latency_ms(lambda: network(example))
+
+
+def _cost(session: Session, ensemble: Ensemble, student: Student) -> Cost:
+    shape = student.info.input_shape
+    example = torch.zeros(1, *shape, device=session.device)
+    together = 0.0
+    for member in ensemble.members:  # one in memory at a time
+        network = member.network().to(session.device)
+        together += latency_of(network, example)
+    return Cost(
+        parameters=parameters(student.network),
+        macs=macs(student.network, shape),
+        train_seconds=student.train_seconds,
+        train_images=student.train_images,
+        teacher_images=student.teacher_images,
+        latency_ms=latency_of(student.network.eval(), example),
+        ensemble_latency_ms=together,
+        peak_memory_mb=peak_memory_mb(),
+    )
+
+
+def _kinship(ensemble: Ensemble) -> Kinship | None:
+    architectures = {member.info.architecture for member in ensemble.members}
+    if len(ensemble) < 2 or len(architectures) > 1:
+        return None
+    return kinship(ensemble)
+
+
+def _kin_note(kin: Kinship) -> str:
+    source = "their records say" if kin.recorded else "judged by the cosine"
+    return (
+        f"members are {kin.regime} ({source}); mean cosine of their weights "
+        f"{kin.cosine:.2f}"
+    )

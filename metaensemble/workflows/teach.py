@@ -1,0 +1,176 @@
+"""Training the members of a zoo."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from metaensemble.core.errors import InputError
+from metaensemble.core.seeds import permutation
+from metaensemble.data import Split
+from metaensemble.engine import TrainingBatches, evaluate, fit
+from metaensemble.methods import Learner, Supervised
+from metaensemble.models import Architecture, init_model
+from metaensemble.teachers import Member, MemberInfo, load_member, save_member
+from metaensemble.teachers.member import load_strictly, start_of
+from metaensemble.workflows.options import DataOptions, RunOptions, Session
+from metaensemble.workflows.students import state_of
+
+
+class TeachOptions(Supervised, RunOptions, DataOptions):
+    """Train members: networks that differ in their seed, seed, seed + 1, ..."""
+
+    out: Path
+    """The zoo: a folder that gets one member file each."""
+    architecture: str
+    """A built-in name with fields (resnet20,width=2) or package.module:factory."""
+    members: int = Field(default=4, ge=1)
+    """How many."""
+    start: Path | None = None
+    """A member file whose weights all members start from; default: each its own."""
+    subset: float = Field(default=1.0, gt=0, le=1)
+    """Part of the training images that each member sees, its own choice each."""
+    overwrite: bool = False
+    """Replace the zoo if it exists."""
+
+    @property
+    def supervised(self) -> Supervised:
+        """Return the fields that say how to train."""
+        names = Supervised.model_fields
+        return Supervised(**{name: getattr(self, name) for name in names})
+
+
+def teach_members(
+    session: Session,
+    folder: Path,
+    *,
+    architecture: str,
+    members: int,
+    method: Supervised,
+    start: Member | None = None,
+    subset: float = 1.0,
+    command: str = "teach",
+) -> list[Member]:
+    """Train `members` networks with seeds seed, seed + 1, ... into `folder`.
+
+    Finished members that are found in the folder are kept.
+
+    Raises:
+        InputError: the start is of another architecture.
+    """
+    architecture = str(Architecture.parse(architecture))
+    taught = []
+    for seed in range(session.seed, session.seed + members):
+        path = folder / f"member-{seed:04d}.safetensors"
+        if path.exists():
+            taught.append(load_member(path, data=session.data))
+            continue
+        taught.append(
+            teach_member(
+                session.reseeded(seed),
+                path,
+                architecture=architecture,
+                method=method,
+                start=start,
+                subset=subset,
+                command=command,
+            )
+        )
+    return taught
+
+
+def teach_member(
+    session: Session,
+    path: Path,
+    *,
+    architecture: str,
+    method: Supervised,
+    start: Member | None = None,
+    subset: float = 1.0,
+    command: str = "teach",
+) -> Member:
+    """Train one network with the session's seed and write it to `path`."""
+    data, seed = session.data, session.seed
+    network = _initial(session, architecture, start)
+    started_from = start_of(network)
+    network = network.to(session.device)
+    images = _own_images(data.train, subset, seed)
+    batches = TrainingBatches(
+        images,
+        data.augmentation,
+        data.normalization,
+        method.batch_size,
+        seed,
+        device=session.device,
+    )
+
+    def validate(learner: Learner) -> dict[str, float]:
+        result = evaluate(
+            learner.export(), data.normalization, data.validation, session.device
+        )
+        measured = result.measured
+        figures = {"accuracy": measured.accuracy, "nll": measured.nll}
+        return {**figures, "objective": result.objective(None)}
+
+    learner = method.learner(network, None)
+    fitted = fit(
+        learner,
+        method,
+        batches,
+        batches.steps_per_epoch,
+        seed=seed,
+        log=session.log,
+        what=path.stem,
+        validate=validate,
+        checkpoint=session.checkpoint(path.stem),
+    )
+    result = evaluate(network, data.normalization, data.validation, session.device)
+    training: dict[str, Any] = {
+        "command": command,
+        "seed": seed,
+        "data": data.name,
+        "images": len(images),
+        "subset": subset,
+        "steps": fitted.steps,
+        "seconds": round(fitted.seconds, 3),
+        "start": start.sha256 if start else None,
+        "method": method.model_dump(mode="json"),
+    }
+    info = MemberInfo(
+        architecture=architecture,
+        classes=data.classes,
+        input_shape=data.input_shape,
+        normalization=data.normalization,
+        start=started_from,
+        training=training,
+        metrics={"validation": result.measured.model_dump(mode="json")},
+    )
+    member = save_member(path, state_of(network), info)
+    session.log.event("member", path=path.name, **info.metrics)
+    checkpoint = session.checkpoint(path.stem)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return member
+
+
+def _initial(session: Session, architecture: str, start: Member | None) -> nn.Module:
+    data = session.data
+    network = init_model(architecture, data.num_classes, data.input_shape, session.seed)
+    if start is None:
+        return network
+    if start.info.architecture != architecture:
+        raise InputError(
+            f"--start must be of the architecture to teach, but {start.path} is "
+            f"{start.info.architecture} and --architecture {architecture}; "
+            "give one of that architecture"
+        )
+    load_strictly(network, start.state(), str(start.path), architecture)
+    return network
+
+
+def _own_images(train: Split, subset: float, seed: int) -> Split:
+    if subset == 1.0:
+        return train
+    count = max(1, round(subset * len(train)))
+    return train.subset(permutation(len(train), seed, "subset")[:count])

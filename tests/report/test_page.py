@@ -1,0 +1,164 @@
+"""Page and card: what they show, and that no name can break out of them."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metaensemble.core.errors import InputError
+from metaensemble.report import Report
+from metaensemble.report.card import write_card
+from metaensemble.report.page import write_page
+from metaensemble.report.verdict import headline, verdict
+
+Make = Callable[..., Report]
+VOID = {"meta", "br", "path", "use"}
+
+
+class Outline(HTMLParser):
+    """Collects tags, text and links, and checks that every tag is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = {"src", "href", "xlink:href", "action", "data"}
+        self.links += [value or "" for name, value in attrs if name in names]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def outline(path: Path) -> Outline:
+    parser = Outline()
+    parser.feed(path.read_text(encoding="utf-8"))
+    parser.close()
+    assert parser.stack == []
+    return parser
+
+
+def page(tmp_path: Path, reports: list[Report]) -> Outline:
+    write_page(tmp_path / "page.html", "the title", reports)
+    return outline(tmp_path / "page.html")
+
+
+def test_the_page_shows_verdict_table_figures_command_and_environment(
+    make: Make, tmp_path: Path
+):
+    found = page(tmp_path, [make(0.96), make(0.93, name="soup")])
+    text = "\n".join(found.words)
+    assert "Of 2 methods, kd comes closest to the ensemble: 96.0% in one" in text
+    for part in ("75.0", "metaensemble fuse", "torch", "zoo/0.safetensors", "4.0 ×"):  # noqa: RUF001
+        assert part in text
+    assert found.tags.count("svg") == 3  # accuracy, latency, calibration
+    assert found.tags.count("tr") == 1 + 5 + 1 + 2
+
+
+def test_the_page_needs_no_network_and_no_scripts(make: Make, tmp_path: Path):
+    found = page(tmp_path, [make()])
+    assert not {"script", "link", "img", "iframe", "a"} & set(found.tags)
+    assert all(link.startswith("#") for link in found.links)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert set(re.findall(r'\w+="https?:[^"]*"', text)) == {
+        'xlink="http://www.w3.org/1999/xlink"',
+        'xmlns="http://www.w3.org/2000/svg"',
+    }
+
+
+def test_no_name_breaks_out_of_the_page(hostile: Report, tmp_path: Path):
+    found = page(tmp_path, [hostile, hostile])
+    assert "script" not in found.tags
+    assert "<script" in "".join(found.words)
+    assert "&lt;script" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_deterministic(make: Make, tmp_path: Path):
+    pages = []
+    for name in ("a.html", "b.html"):
+        write_page(tmp_path / name, "t", [make(), make(0.4, name="soup")])
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_settings_get_a_table_and_figures_each(make: Make, tmp_path: Path):
+    found = page(tmp_path, [make(regime="one-start"), make(regime="independent")])
+    assert found.tags.count("table") == 3
+    assert "independent" in "".join(found.words)
+
+
+def test_a_page_without_reports_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="at least one report, but got none"):
+        write_page(tmp_path / "page.html", "t", [])
+
+
+def test_reports_without_costs_or_headroom_still_make_a_page(
+    make: Make, tmp_path: Path
+):
+    report = make(
+        0.9,
+        cost={},
+        reliability=None,
+        ensemble=make().mean_teacher,
+        headroom={"ensemble_minus_mean_teacher": 0.0, "recovered": None},
+    )
+    found = page(tmp_path, [report, report])
+    assert "nothing to recover" in "".join(found.words)
+    assert found.tags.count("svg") == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "sentence"),
+    [
+        (0.96, "One network by kd keeps 75% of the ensemble's gain .*replaces 2"),
+        (0.91, "Not worth it: the best member is at least as good as kd"),
+        (0.85, r"Not worth it: kd is no better than the mean member \(-5\.0 points"),
+    ],
+)
+def test_the_verdict_is_plain(make: Make, accuracy: float, sentence: str):
+    assert re.match(sentence, verdict(make(accuracy)))
+
+
+def test_a_reports_own_verdict_goes_first(make: Make):
+    assert headline([make(verdict="Mine.")]) == "Mine."
+
+
+def test_the_card_has_readable_front_matter(make: Make, tmp_path: Path):
+    write_card(tmp_path / "card.md", make(notes=["a note"]))
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["license"] == "unknown"
+    assert front["tags"] == ["metaensemble", "ensemble", "kd"]
+    metric = front["model-index"][0]["results"][0]["metrics"][0]
+    assert metric == {"type": "accuracy", "value": 0.96}
+    assert "a0" * 32 in text
+    assert "- a note" in text
+    assert "$" not in text
+
+
+def test_no_name_breaks_out_of_the_card(hostile: Report, tmp_path: Path):
+    write_card(tmp_path / "card.md", hostile)
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
+    front, body = text.split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["tags"][2].startswith("<script")
+    prose = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<script", prose)
