@@ -13,8 +13,7 @@ from metaensemble.cli.parse import parse
 from metaensemble.core.files import claim_output, write_json
 from metaensemble.engine import RunLog
 from metaensemble.metrics import Measured, disagreement, measure
-from metaensemble.teachers import load_ensemble
-from metaensemble.teachers.ensemble import Average
+from metaensemble.teachers import Average, load_ensemble
 from metaensemble.workflows.options import DataOptions, RunOptions, open_session
 from metaensemble.workflows.reporting import data_row
 

@@ -16,9 +16,6 @@ from metaensemble.workflows.registry import METHODS, method_type
 
 C = TypeVar("C", bound=Config)
 
-NOT_OPTIONS = {"command"}
-"""Keys of a config.yaml that name the run rather than set an option."""
-
 
 def parse(
     config: type[C],
@@ -46,7 +43,8 @@ def parse(
     """
     arguments, path = take_flag(arguments, "--config")
     values = read_yaml(Path(path), config) if path else {}
-    return parse_model(config, arguments, command, values, positional, hidden)
+    parsed = _parse(config, arguments, command, values, positional, hidden)
+    return config(**{name: getattr(parsed, name) for name in config.model_fields})
 
 
 def parse_with_method(
@@ -72,74 +70,19 @@ def parse_with_method(
     values = read_yaml(Path(path), config) if path else {}
     method = values.pop("method", None)
     _, name = take_flag(arguments, "--method")
-    if name is None and method is None:
-        choices = Literal[tuple(METHODS)]  # pyright: ignore[reportInvalidTypeForm]
-        note = "How; see metaensemble methods."
-        extra: Any = (choices, Field(description=note))
-        model = create_model("Options", __base__=options, method=extra)
-        parse_model(model, arguments, command, values, positional)
-        raise AssertionError("tyro must have asked for --method")
     kind = method_type(name) if name else type(method)
-    own: dict[str, Any] = {"name": kind.model_fields["name"].default}
-    if method is not None and type(method) is kind:
-        own = method.model_dump()
-    settings = create_model(
-        "Settings",
-        __base__=kind,
-        name=(
-            Annotated[Literal[own["name"]], tyro.conf.arg(name="method")],  # pyright: ignore[reportInvalidTypeForm]
-            Field(default=own["name"], description=f"{kind.summary} ({kind.paper})"),
-        ),
-    )
-    extra = (Annotated[settings, tyro.conf.arg(name="")], settings(**own))
-    model = create_model(
-        "Options", __base__=options, __doc__=options.__doc__, settings=extra
-    )
-    parsed = parse_model(model, arguments, command, values, positional)
-    fields = {n: getattr(parsed, n) for n in options.model_fields}
-    chosen = kind(**parsed.settings.model_dump())  # pyright: ignore[reportAttributeAccessIssue]
-    return config(**fields, method=chosen)
-
-
-def parse_model(
-    model: type[C],
-    arguments: Sequence[str],
-    command: str,
-    values: dict[str, Any],
-    positional: str | None,
-    hidden: Sequence[str] = (),
-) -> C:
-    """Parse with tyro; `values` from a YAML file are defaults."""
-    shown: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        annotation: Any = info.rebuild_annotation()
-        if name in hidden:
-            shown[name] = (Annotated[annotation, tyro.conf.Suppress], info)
-        elif name == positional:
-            shown[name] = (Annotated[annotation, tyro.conf.Positional], info)
-    model = create_model(model.__name__, __base__=model, __doc__=model.__doc__, **shown)
-    default = None
-    if values:
-        fields = {
-            name: values[name]
-            if name in values
-            else tyro.MISSING
-            if info.is_required()
-            else info.get_default(call_default_factory=True)
-            for name, info in model.model_fields.items()
-        }
-        default = model.model_construct(**fields)
-    try:
-        return tyro.cli(
-            model,
-            prog=f"metaensemble {command}",
-            description=inspect.cleandoc(model.__doc__ or ""),
-            args=list(arguments),
-            default=default,
-        )
-    except ValidationError as error:
-        text = f"{_first(error)}; see: metaensemble {command} --help"
-        raise InputError(text) from error
+    extra: Any
+    if kind is type(None):  # no method yet: help, or an error that asks for one
+        choices: Any = Literal[tuple(METHODS)]  # pyright: ignore
+        extra = {"method": (choices, Field(description="How."))}
+    else:
+        known = method.model_dump() if type(method) is kind else {}
+        extra = {"settings": _flat(kind, known)}
+    model: Any = create_model("Options", __base__=options, **extra)
+    model.__doc__ = options.__doc__
+    parsed = _parse(model, arguments, command, values, positional)
+    fields = {name: getattr(parsed, name) for name in options.model_fields}
+    return config.model_validate({**fields, "method": parsed.settings.model_dump()})
 
 
 def take_flag(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
@@ -179,35 +122,92 @@ def read_yaml(path: Path, config: type[Config]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
-        raise InputError(f"{path} must be YAML, but is not ({text})") from error
+        raise InputError(
+            f"{path} must be YAML, but is not ({text}); mend or leave out --config"
+        ) from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} must map options to values, but holds {values!r}")
+        raise InputError(
+            f"{path} must map options to values, but holds {values!r}; "
+            "write lines such as seed: 1"
+        )
     fields = config.model_fields
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if key in NOT_OPTIONS:
-            continue
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, 1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-            )
+            known = f"known are {', '.join(fields)}"
+            hint = f"did you mean {near[0]!r}?" if near else known
             raise InputError(
                 f"every key of {path} must be an option, but {key!r} is not; {hint}"
             )
+        annotation: Any = fields[key].rebuild_annotation()
         try:
-            adapter = TypeAdapter(Annotated[fields[key].rebuild_annotation(), ""])
-            result[key] = adapter.validate_python(value)
+            result[key] = TypeAdapter(annotation).validate_python(value)
         except ValidationError as error:
-            raise InputError(f"{path}: {key}: {_first(error)}") from error
+            raise InputError(f"in {path}, {key} is wrong: {_first(error)}") from error
     return result
+
+
+def _flat(kind: type[Config], known: dict[str, Any]) -> Any:
+    """Return a method as a field whose own fields are flags without a prefix."""
+    name = kind.model_fields["name"].default
+    choice: Any = Annotated[Literal[name], tyro.conf.arg(name="method")]
+    told = Field(default=name, description="The method, whose options are below.")
+    extra: Any = {"name": (choice, told)}
+    settings: Any = create_model("Settings", __base__=kind, **extra)
+    annotation: Any = Annotated[settings, tyro.conf.arg(name="")]
+    return (annotation, settings(**known))
+
+
+def _parse(
+    config: type[Config],
+    arguments: Sequence[str],
+    command: str,
+    values: dict[str, Any],
+    positional: str | None,
+    hidden: Sequence[str] = (),
+) -> Any:
+    """Parse with tyro; `values` from a YAML file are the defaults."""
+    marks = {name: tyro.conf.Suppress for name in hidden}
+    if positional:
+        marks[positional] = tyro.conf.Positional
+    shown: dict[str, Any] = {}
+    for name, mark in marks.items():
+        info = config.model_fields[name]
+        shown[name] = (Annotated[info.rebuild_annotation(), mark], info)
+    model: Any = create_model(config.__name__, __base__=config, **shown)
+    default = None
+    if values:
+        default = model.model_construct(
+            **{
+                name: values[name] if name in values else _default(info)
+                for name, info in model.model_fields.items()
+            }
+        )
+    try:
+        return tyro.cli(
+            model,
+            prog=f"metaensemble {command}",
+            description=inspect.cleandoc(config.__doc__ or ""),
+            args=list(arguments),
+            default=default,
+        )
+    except ValidationError as error:
+        text = f"{_first(error)}; see: metaensemble {command} --help"
+        raise InputError(text) from error
+
+
+def _default(info: Any) -> Any:
+    if info.is_required():
+        return tyro.MISSING
+    return info.get_default(call_default_factory=True)
 
 
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
+    where = ".".join(str(part) for part in first["loc"]).replace("_", "-")
     message = message[0].lower() + message[1:]
     return f"{where}: {message}, but got {first['input']!r}"

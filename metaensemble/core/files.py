@@ -25,6 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_umask())  # some writers make their files private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -99,6 +100,12 @@ def output_folder(out: Path, identity: str, *, overwrite: bool) -> Iterator[Path
     if out.exists():
         shutil.rmtree(out) if out.is_dir() else out.unlink()
     working.rename(out)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _read(path: Path) -> str | None:

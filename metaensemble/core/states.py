@@ -32,7 +32,8 @@ def save_state(
     Tensors that share memory are written apart; each is made contiguous on the CPU.
     """
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    header = {"format": "pt", METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    # One key only: safetensors writes several in an order that changes from run to run.
+    header = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
 

@@ -1,8 +1,5 @@
 """Seeded augmentation: random crops and flips whose randomness is data, not state."""
 
-from typing import TypeVar
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, UInt8
@@ -20,7 +17,8 @@ NUM_DRAWS = 8
 CHOICES = ("none", "flip", "crop", "crop_flip", "auto")
 """What `parse_augmentation` understands."""
 
-Draws = TypeVar("Draws", Tensor, np.ndarray)
+FLIP_BELOW = 0.5
+"""An image is mirrored if its flip draw is below: half of them are."""
 
 
 class Augmentation(Config):
@@ -71,7 +69,8 @@ class Augmentation(Config):
         columns = torch.arange(width, device=images.device).expand(batch, width)
         if self.flip:
             mirrored = width - 1 - columns
-            columns = torch.where(flipped(draws)[:, None], mirrored, columns)
+            flipped = draws[:, 2:3] < FLIP_BELOW
+            columns = torch.where(flipped, mirrored, columns)
         if self.pad == 0:
             index = columns[:, None, None].expand(images.shape)
             return images.gather(3, index)
@@ -87,11 +86,6 @@ class Augmentation(Config):
 def offset(draw: Tensor, pad: int) -> Tensor:
     """Return the crop offset in 0..2*pad that each uniform number stands for."""
     return (draw * (2 * pad + 1)).long().clamp_(max=2 * pad)
-
-
-def flipped(draws: Draws) -> Draws:
-    """Return which rows of draws mean a mirrored image."""
-    return draws[..., 2] < 0.5
 
 
 def standard(channels: int, height: int) -> Augmentation:

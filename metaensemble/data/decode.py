@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from metaensemble.core.errors import InputError
-from metaensemble.data.augmentation import Augmentation, flipped
+from metaensemble.data.augmentation import FLIP_BELOW, Augmentation
 from metaensemble.data.raw import one_line
 
 Encoded = Path | bytes
@@ -97,7 +97,7 @@ def decode(
         raise _unreadable(name, error) from error
     array = pixels.reshape(height, width, channels).transpose(2, 0, 1)
     if augmentation is not None and draws is not None and augmentation.flip:
-        return array[:, :, ::-1] if flipped(draws) else array
+        return array[:, :, ::-1] if draws[2] < FLIP_BELOW else array
     return array
 
 

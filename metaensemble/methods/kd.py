@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from metaensemble.methods.contract import Batch, StudentLearner, TrainedMethod
 from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
-from metaensemble.teachers import Ensemble, ensemble_log_probs
-from metaensemble.teachers.ensemble import Average
+from metaensemble.teachers import Average, Ensemble, ensemble_log_probs
 
 
 class KD(TrainedMethod):
@@ -30,20 +29,20 @@ class KD(TrainedMethod):
     """w: weight of the labels' cross-entropy."""
     direction: Direction = "forward"
     """forward: KL(teacher || student); reverse: KL(student || teacher)."""
-    average: Average = "probabilities"
-    """What is averaged over the teachers."""
     start: Literal["best_member", "scratch"] = "best_member"
     """Where the student starts: the member that is best on validation (where it has
     the student's architecture), or fresh weights."""
 
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> StudentLearner:
         """Return the learner of `student`."""
-        return _KDLearner(self, student)
+        average = teachers.average if teachers else "probabilities"
+        return _KDLearner(self, student, average)
 
 
 class _KDLearner(StudentLearner):
-    def __init__(self, config: KD, student: nn.Module):
+    def __init__(self, config: KD, student: nn.Module, average: Average):
         super().__init__(student)
+        self.average: Average = average
         self.config = config
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -52,7 +51,7 @@ class _KDLearner(StudentLearner):
         config = self.config
         temperature, weight = config.temperature, config.label_weight
         logits = self.student(batch.inputs)
-        target = ensemble_log_probs(batch.teacher_logits, config.average, temperature)
+        target = ensemble_log_probs(batch.teacher_logits, self.average, temperature)
         student = (logits / temperature).log_softmax(-1)
         divergence = kl_divergence(target, student, config.direction)
         losses = {"distillation": (1 - weight) * temperature**2 * divergence}

@@ -18,7 +18,7 @@ from metaensemble.core.seeds import generator as seeded_generator
 from metaensemble.core.states import State
 from metaensemble.methods.contract import Batch, Learner, TrainedMethod
 from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
-from metaensemble.teachers import Ensemble, ensemble_log_probs
+from metaensemble.teachers import Average, Ensemble, ensemble_log_probs, kinship
 from metaensemble.weightformer import (
     Predictor,
     PredictorInfo,
@@ -38,15 +38,15 @@ class GeneratorTraining(WeightFormerConfig, TrainedMethod):
     needs: ClassVar[tuple[str, ...]] = ("one architecture", "images to train on")
     cost: ClassVar[str] = "train the generator once; then one forward pass per ensemble"
 
-    direction: Direction = "reverse"
-    """reverse: KL(student || mean teacher), equation 1 of the paper; or forward."""
+    direction: Direction = "forward"
+    """forward: KL(mean teacher || student); reverse: equation 1 of the paper."""
     label_weight: float = Field(default=0.0, ge=0, le=1)
     """Weight of the labels' cross-entropy (the paper has none)."""
     shift: int = Field(default=1, ge=0)
     """Tokens by which the second look of the shift-consistency loss is shifted."""
     shift_weight: float = Field(default=0.1, ge=0)
     """Weight of the shift-consistency loss; 0 leaves it out."""
-    epochs: float = Field(default=10, gt=0)
+    epochs: float = Field(default=20, gt=0)
     """Passes over the images to train the generator."""
     batch_size: int = Field(default=256, ge=1)
     """Images per generated student."""
@@ -126,9 +126,15 @@ class WeightFormerLearner(Learner):
         )
         self._student = (student,)  # in a tuple, so that it is no submodule
         self._info = zoo.info
+        self.average: Average = zoo.average
         self._hashes = tuple(member.sha256 for member in zoo.members)
         self.spec = derive_token_spec(student, zoo.info.input_shape)
-        self.generator = WeightFormer(config.generator, self.spec)
+        shape = config.generator
+        if shape.reference == "auto":
+            kin = kinship(zoo).one_start if len(zoo) > 1 else True
+            reference = "mean" if kin else "first"
+            shape = shape.model_copy(update={"reference": reference})
+        self.generator = WeightFormer(shape, self.spec)
         self.generator.standardise(self._zoo)
         self.to(device)
 
@@ -140,7 +146,7 @@ class WeightFormerLearner(Learner):
         shift = config.shift if config.shift_weight and self.training else 0
         parameters, consistency = self.generator([self._zoo[i] for i in chosen], shift)
         logits = self.student_logits(parameters, batch.inputs)
-        target = ensemble_log_probs(batch.teacher_logits[chosen])
+        target = ensemble_log_probs(batch.teacher_logits[chosen], self.average)
         divergence = kl_divergence(target, logits.log_softmax(-1), config.direction)
         losses = {"divergence": (1 - config.label_weight) * divergence}
         if shift:
@@ -177,7 +183,7 @@ class WeightFormerLearner(Learner):
     def predictor(self) -> Predictor:
         """Return the generator as it now stands, ready to be saved or used."""
         info = PredictorInfo(
-            config=self.config.generator,
+            config=self.generator.config,
             spec=self.spec,
             architecture=self._info.architecture,
             classes=self._info.classes,

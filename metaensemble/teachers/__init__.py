@@ -1,6 +1,11 @@
 """Members, ensembles of them, and their outputs, computed once and cached."""
 
-from metaensemble.teachers.ensemble import Ensemble, ensemble_log_probs, load_ensemble
+from metaensemble.teachers.ensemble import (
+    Average,
+    Ensemble,
+    ensemble_log_probs,
+    load_ensemble,
+)
 from metaensemble.teachers.kinship import Kinship, kinship
 from metaensemble.teachers.member import (
     Member,
@@ -11,6 +16,7 @@ from metaensemble.teachers.member import (
 from metaensemble.teachers.outputs import OutputCache
 
 __all__ = [
+    "Average",
     "Ensemble",
     "Kinship",
     "Member",

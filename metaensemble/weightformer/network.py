@@ -39,9 +39,10 @@ class WeightFormerConfig(Config):
     head: Literal["direct", "residual", "mixture"] = "residual"
     """direct: decoded weights as in the paper; residual: reference + gain * decoded;
     mixture: softmax over teachers per channel + gain * decoded."""
-    reference: Literal["first", "mean"] = "first"
-    """What the residual head adds to: the first teacher, or the teachers' mean."""
-    gain: float = Field(default=0.1, ge=0)
+    reference: Literal["auto", "first", "mean"] = "auto"
+    """What the residual head adds to: the first teacher, or the teachers' mean; auto is
+    the mean where the teachers share a start, else the first."""
+    gain: float = Field(default=0.3, ge=0)
     """Size of the residual in units of each layer's weight deviation."""
     centre: bool = False
     """Subtract from the decoded tokens their mean over the channels of a layer."""
@@ -59,11 +60,6 @@ class WeightFormerConfig(Config):
     """Pass the [cross] output of a layer on to the next."""
     max_teachers: int = Field(default=8, ge=1)
     """Size of the table of teacher ids: the largest N."""
-
-    @property
-    def is_reference_first(self) -> bool:
-        """Return whether the untrained generator's student is the first teacher."""
-        return self.head == "residual" and self.reference == "first"
 
 
 class WeightFormer(nn.Module):
@@ -215,7 +211,7 @@ class WeightFormer(nn.Module):
         if config.head == "mixture":
             base = (scores.softmax(0) * raw).sum(0)
         else:
-            base = raw[0] if config.reference == "first" else raw.mean(0)
+            base = raw.mean(0) if config.reference == "mean" else raw[0]
         return base + config.gain * deviation * decoded
 
     def _statistics(self, index: int) -> tuple[Tensor, Tensor]:

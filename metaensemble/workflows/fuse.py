@@ -9,8 +9,7 @@ from metaensemble.merging import Merger
 from metaensemble.methods import TrainedMethod, WeightFormerMethod
 from metaensemble.models import Architecture
 from metaensemble.report import Report
-from metaensemble.teachers import Ensemble
-from metaensemble.teachers.ensemble import Average
+from metaensemble.teachers import Average, Ensemble
 from metaensemble.workflows.options import DataOptions, RunOptions, Session
 from metaensemble.workflows.registry import AnyMethod, MethodUnion
 from metaensemble.workflows.reporting import write_run

@@ -14,8 +14,7 @@ from metaensemble.methods import (
     WeightFormerMethod,
 )
 from metaensemble.models import init_model
-from metaensemble.teachers import Ensemble
-from metaensemble.teachers.ensemble import Average
+from metaensemble.teachers import Average, Ensemble
 from metaensemble.weightformer import Predictor
 from metaensemble.workflows.options import DataOptions, RunOptions, Session
 from metaensemble.workflows.students import Student, train
