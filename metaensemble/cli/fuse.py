@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from metaensemble.cli.parse import parse_with_method
-from metaensemble.cli.show import show
+from metaensemble.cli.show import command_line, show
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
 from metaensemble.teachers import load_ensemble
@@ -44,6 +44,7 @@ def run(arguments: Sequence[str]) -> None:
                 session,
                 ensemble,
                 config.method,
+                command=command_line("fuse", arguments),
                 student=config.student,
                 final=config.out,
             )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from metaensemble.cli.parse import parse
-from metaensemble.cli.show import show
+from metaensemble.cli.show import command_line, show
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
@@ -66,7 +66,14 @@ def run(arguments: Sequence[str]) -> None:
         else:
             with RunLog(folder / "log.jsonl", quiet=options.quiet) as log:
                 session = open_session(options, data, folder, log)
-                report = _write_measured(folder, session, ensemble, predictor, options)
+                report = _write_measured(
+                    folder,
+                    session,
+                    ensemble,
+                    predictor,
+                    options,
+                    command_line("predict", arguments),
+                )
     if report is None:
         print(f"Written to {options.out}, unmeasured: add --data for a report")
     else:
@@ -86,6 +93,7 @@ def _write_measured(
     ensemble: Ensemble,
     predictor: Predictor,
     options: PredictOptions,
+    command: str,
 ) -> Report:
     known = seen_members(ensemble, predictor)
     began = time.monotonic()
@@ -107,7 +115,7 @@ def _write_measured(
         session,
         ensemble,
         student,
-        command="predict",
+        command=command,
         method=method,
         final=options.out,
     )

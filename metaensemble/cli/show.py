@@ -1,5 +1,6 @@
-"""What commands print when they are done."""
+"""What commands print when they are done, and how they are repeated."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,11 @@ from rich.console import Console
 
 from metaensemble.report import Report
 from metaensemble.report.table import comparison_table
+
+
+def command_line(command: str, arguments: Sequence[str]) -> str:
+    """Return the line that repeats a command, for its report."""
+    return shlex.join(["metaensemble", command, *arguments])
 
 
 def show(reports: Sequence[Report], where: Path) -> None:

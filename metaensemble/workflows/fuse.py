@@ -84,6 +84,7 @@ def fuse_into(
     ensemble: Ensemble,
     method: MethodUnion,
     *,
+    command: str,
     student: str | None = None,
     final: Path,
 ) -> Report:
@@ -94,7 +95,7 @@ def fuse_into(
         session,
         ensemble,
         made[-1],
-        command="fuse",
+        command=command,
         method=method,
         final=final,
     )

@@ -82,7 +82,7 @@ def report_student(
         data=data_row(data),
         teachers=[
             TeacherRow(
-                path=str(member.path),
+                path=_shown(member.path, session.folder),
                 sha256=member.sha256,
                 architecture=member.info.architecture,
                 test=measured,
@@ -232,6 +232,12 @@ def _cost(session: Session, ensemble: Ensemble, student: Student) -> Cost:
         ensemble_latency_ms=together,
         peak_memory_mb=peak_memory_mb(),
     )
+
+
+def _shown(path: Path, folder: Path | None) -> str:
+    """Return a member's path; within the run's own folder, relative to it."""
+    inside = folder is not None and path.is_relative_to(folder)
+    return str(path.relative_to(folder)) if folder and inside else str(path)
 
 
 def _kinship(ensemble: Ensemble) -> Kinship | None:
