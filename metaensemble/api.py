@@ -37,10 +37,7 @@ class Fused:
 
     def save(self, path: Path | str) -> Member:
         """Write the network as a member file, whole or not at all, and return it."""
-        how = "metaensemble.fuse"
-        return save_student(
-            Path(path), self._ensemble, self._student, how, self._method
-        )
+        return save_student(Path(path), self._ensemble, self._student, self._method)
 
 
 def load_ensemble(

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from metaensemble.cli.parse import parse
 from metaensemble.cli.show import command_line, show
 from metaensemble.core.config import Config
@@ -41,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse(Demo, arguments, "demo")
     began = time.monotonic()
+    torch.set_num_threads(1)  # for networks this small a second thread only waits
     story = Story(regime=options.regime)
     out, overwrite = options.out, options.overwrite
     with (

@@ -113,9 +113,9 @@ def read_yaml(path: Path, config: type[Config]) -> dict[str, Any]:
         MissingFileError: there is no such file.
         InputError: it is no mapping, has an unknown key, or a value does not fit.
     """
-    if not path.exists():
+    if not path.is_file():
         raise MissingFileError(
-            f"--config must be a YAML file, but {path} does not exist; "
+            f"--config must be a YAML file, but {path} is no file; "
             "every run writes one: RUN/config.yaml"
         )
     try:

@@ -96,10 +96,11 @@ def output_folder(out: Path, identity: str, *, overwrite: bool) -> Iterator[Path
     working.mkdir(parents=True, exist_ok=True)
     write_text(stamp, identity)
     yield working
-    stamp.unlink(missing_ok=True)
     if out.exists():
         shutil.rmtree(out) if out.is_dir() else out.unlink()
     working.rename(out)
+    # Last, so that a crash never leaves a working folder that anybody may adopt.
+    (out / stamp.name).unlink(missing_ok=True)
 
 
 def _umask() -> int:

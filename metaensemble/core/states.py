@@ -43,7 +43,8 @@ def load_state(path: Path) -> tuple[State, dict[str, Any] | None]:
 
     Args:
         path: a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds a state
-            dict, alone or under the key ``state_dict`` or ``model``.
+            dict, alone or under the key ``state_dict`` or ``model``. A prefix
+            ``module.`` of all names is taken off.
 
     Raises:
         MissingFileError: there is no such file.
@@ -105,7 +106,9 @@ def _load_pickled(path: Path) -> State:
             f"{path} must hold a state dict (names to tensors), but holds a "
             f"{type(value).__name__} of other things; save model.state_dict()"
         )
-    return {k.removeprefix("module."): v.detach() for k, v in value.items()}
+    wrapped = all(name.startswith("module.") for name in value)  # by DataParallel
+    prefix = "module." if wrapped else ""
+    return {name.removeprefix(prefix): v.detach() for name, v in value.items()}
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], source: str) -> None:

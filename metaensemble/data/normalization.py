@@ -45,7 +45,10 @@ class Normalization(Config):
     def __call__(
         self, images: UInt8[Tensor, "batch channels height width"]
     ) -> Float32[Tensor, "batch channels height width"]:
-        """Return the images as normalised float32."""
+        """Return the images as normalised float32, channels last in memory.
+
+        Convolutions run 1.2 to 1.7 times as fast on that layout (benchmarks/LOG.md).
+        """
         if images.shape[1] != len(self.mean):
             raise ValueError(
                 f"images must have {len(self.mean)} channels to be normalised, but "
@@ -55,7 +58,8 @@ class Normalization(Config):
         shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         constants = torch.tensor([scale, shift], device=images.device)
         factor, summand = constants[:, :, None, None]  # each (channels, 1, 1)
-        return images.float().mul_(factor).add_(summand)
+        scaled = images.to(torch.float32, memory_format=torch.channels_last)
+        return scaled.mul_(factor).add_(summand)
 
     @classmethod
     def of(cls, split: Split, *, seed: int = 0) -> "Normalization":

@@ -2,7 +2,7 @@
 
 from metaensemble.engine.batches import TrainingBatches
 from metaensemble.engine.evaluate import Evaluation, evaluate, prepare_statistics
-from metaensemble.engine.fit import Fitted, fit
+from metaensemble.engine.fit import Fitted, fit, steps_of
 from metaensemble.engine.log import RunLog
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "evaluate",
     "fit",
     "prepare_statistics",
+    "steps_of",
 ]

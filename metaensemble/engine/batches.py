@@ -12,8 +12,9 @@ from metaensemble.data import (
     batch_indices,
     epoch_of,
 )
+from metaensemble.engine.log import RunLog
 from metaensemble.methods import Batch
-from metaensemble.teachers import Ensemble, OutputCache
+from metaensemble.teachers import Ensemble, Member, OutputCache
 
 
 class TrainingBatches:
@@ -64,12 +65,32 @@ class TrainingBatches:
         """Return the number of full batches in one pass (at least 1)."""
         return max(1, len(self.split) // self.batch_size)
 
+    def view_of(self, step: int) -> int:
+        """Return which augmented copy of the images batch `step` shows."""
+        epoch = epoch_of(len(self.split), self.batch_size, step)
+        return epoch % self.views if self.views else epoch
+
+    def run_teachers(self, steps: int, log: RunLog) -> None:
+        """Compute the teachers' logits for all views of the first `steps` batches.
+
+        `__call__` would do it when a view is first needed; ahead of the training it
+        has a progress of its own, and the training's time left is to be trusted.
+        """
+        if self.teachers is None:
+            return
+        views = sorted({self.view_of(step) for step in range(steps)})
+        members = self.teachers.members
+        log.begin("teachers' outputs", len(views) * len(members))
+        for i, view in enumerate(views):
+            for j, member in enumerate(members):
+                self._logits(member, view)
+                log.advance(i * len(members) + j + 1)
+
     def __call__(self, step: int) -> Batch:
         """Return batch `step`."""
         count = len(self.split)
         indices = batch_indices(count, self.batch_size, self.seed, step)
-        epoch = epoch_of(count, self.batch_size, step)
-        view = epoch % self.views if self.views else epoch
+        view = self.view_of(step)
         draws = self._draws(view)[indices]
         images = self.split.batch(indices, self.augmentation, draws)
         return Batch(
@@ -85,11 +106,9 @@ class TrainingBatches:
     def _teacher_logits(self, view: int, indices: Tensor) -> Tensor | None:
         if self.teachers is None:
             return None
-        assert self.cache is not None
-        rows = [
-            self.cache.logits(member, self.split, self.augmentation, self.seed, view)[
-                indices
-            ]
-            for member in self.teachers.members
-        ]
+        rows = [self._logits(member, view)[indices] for member in self.teachers.members]
         return torch.stack(rows).to(self.device)  # (members, batch, classes)
+
+    def _logits(self, member: Member, view: int) -> Tensor:
+        assert self.cache is not None
+        return self.cache.logits(member, self.split, self.augmentation, self.seed, view)

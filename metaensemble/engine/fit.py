@@ -67,7 +67,7 @@ def fit(
     Raises:
         InputError: the loss is no longer finite; step and parts are named.
     """
-    steps = max(1, round(method.epochs * steps_per_epoch))
+    steps = steps_of(method, steps_per_epoch)
     optimizer = _optimizer(learner, method)
     progress = (load_progress(checkpoint) if checkpoint else None) or Progress()
     if progress.learner:
@@ -83,11 +83,12 @@ def fit(
     last: dict[str, Tensor] = {}
     while progress.step < steps:
         step = progress.step
+        images = batch(step)  # may build teachers, which draws random numbers
         torch.manual_seed(derive_seed(seed, "step", step))
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps, method.learning_rate, method.warmup)
         learner.train()
-        last = learner(batch(step))
+        last = learner(images)
         loss = torch.stack(list(last.values())).sum()
         _refuse_not_finite(loss, last, step, what)
         optimizer.zero_grad(set_to_none=True)
@@ -122,6 +123,11 @@ def fit(
         train_seconds=round(progress.seconds, 3),
     )
     return Fitted(progress.step, selected, progress.history, progress.seconds)
+
+
+def steps_of(method: TrainedMethod, steps_per_epoch: int) -> int:
+    """Return the number of steps of a training."""
+    return max(1, round(method.epochs * steps_per_epoch))
 
 
 def rate_at(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -73,11 +73,6 @@ class RunLog:
         """Show one line and keep it."""
         self._progress.console.print(text, highlight=False)
 
-    def say_briefly(self, text: str) -> None:
-        """Show what is going on, beside the bar where there is one."""
-        if self._live and self._task is not None:
-            self._progress.update(self._task, detail=text)
-
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """Start to show the progress of `what`, `total` steps, `done` of them done."""
         self._what, self._total, self._first = what, max(1, total), done

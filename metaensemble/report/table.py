@@ -77,13 +77,18 @@ class Cells(NamedTuple):
         return max(len(text) for text in texts)
 
 
-def cells(reports: Sequence[Report]) -> Cells:
+def cells(reports: Sequence[Report], columns: Sequence[str] | None = None) -> Cells:
     """Return the text of every cell; columns of which nothing is known are left out.
+
+    Args:
+        reports: of one or several settings, seeds and draws.
+        columns: keys of `COLUMNS` to keep; all by default.
 
     This is the one place where a fraction becomes percent.
     """
     found = lines(reports)
-    shown = [c for c in COLUMNS if any(c.key in line.values for line in found)]
+    wanted = [c for c in COLUMNS if columns is None or c.key in columns]
+    shown = [c for c in wanted if any(c.key in line.values for line in found)]
     return Cells(shown, [(line, [_cell(line, c) for c in shown]) for line in found])
 
 
@@ -134,9 +139,16 @@ def comparison_table(reports: Sequence[Report], width: int | None = None) -> Tab
     return table
 
 
-def markdown_table(reports: Sequence[Report]) -> str:
-    """Return the comparison in Markdown, one table per setting, for READMEs."""
-    text = cells(reports)
+def markdown_table(
+    reports: Sequence[Report], columns: Sequence[str] | None = None
+) -> str:
+    """Return the comparison in Markdown, one table per setting, for READMEs.
+
+    Args:
+        reports: of one or several settings, seeds and draws.
+        columns: keys of `COLUMNS` to show; all by default.
+    """
+    text = cells(reports, columns)
     settings = list(dict.fromkeys(line.setting for line, _ in text.rows))
     titles = [f"{c.title} ({c.unit})" if c.unit else c.title for c in text.columns]
     parts = []

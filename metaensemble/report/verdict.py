@@ -49,6 +49,21 @@ def verdict(report: Report) -> str:
             "was nothing to recover."
         )
     student, mean = report.student.test.accuracy, report.mean_teacher.test.accuracy
+    if name == "soup" and report.regime == "independent" and recovered < 0:
+        return (
+            "The members do not share a start, so the mean of their weights is no "
+            f"sensible network ({100 * student:.1f}% where one member has "
+            f"{100 * mean:.1f}%): use kd or weightformer."
+        )
+    whole = report.ensemble.test
+    room = whole.accuracy - mean
+    noise = math.sqrt(whole.accuracy * (1 - whole.accuracy) / whole.count)
+    if room <= noise:
+        return (
+            f"The ensemble of {members} is hardly better than its mean member "
+            f"({100 * room:+.1f} points, where chance alone makes {100 * noise:.1f}): "
+            "serve the best member."
+        )
     gain = f"{100 * (student - mean):+.1f} points over the mean member"
     if recovered <= 0:
         return (

@@ -174,4 +174,10 @@ def load_ensemble(
                 f"members must name their classes alike and in one order, but "
                 f"{member.path} and {first.path} do not; leave one out"
             )
+        if member.info.input_shape != first.info.input_shape:
+            raise InputError(
+                f"members must take the same input, but {member.path} takes "
+                f"{member.info.input_shape} and {first.path} {first.info.input_shape} "
+                "(channels, height, width); leave one out"
+            )
     return Ensemble(members, average)

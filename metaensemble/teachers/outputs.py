@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +49,15 @@ class OutputCache:
     Args:
         folder: where the files lie; made when needed.
         device: where teachers run.
-        progress: told how many of how many images a teacher has still to see.
     """
 
     def __init__(
         self,
         folder: Path,
         device: str | torch.device = "cpu",
-        progress: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = folder
         self.device = device
-        self.progress = progress
         self.images_asked = 0  # teacher forward passes that a cold cache would need
         self.images_run = 0  # those that were needed
         self._open: dict[str, Tensor] = {}
@@ -113,8 +109,6 @@ class OutputCache:
         seed: int,
         view: int,
     ) -> None:
-        if self.progress is not None:
-            self.progress(f"{member.name}: logits of {len(split)} images")
         draws = None
         if augmentation is not None:
             draws = augmentation.draws(len(split), seed, view)

@@ -68,9 +68,6 @@ class WeightFormer(nn.Module):
     Args:
         config: shape and head.
         spec: the architecture's tokens.
-        means: per layer, the mean of each token column block, over the teachers that
-            the generator is made for; (width,) with one value per part, repeated.
-        deviations: likewise the standard deviation.
     """
 
     def __init__(self, config: WeightFormerConfig, spec: TokenSpec):

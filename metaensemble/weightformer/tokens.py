@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from metaensemble.core.config import Config
@@ -57,10 +58,12 @@ class LayerSpec(Config):
 class TokenSpec(Config):
     """How all parameters of an architecture map to tokens, in order of execution."""
 
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[LayerSpec, ...] = Field(min_length=1)
     """The layers in the order in which the network runs them."""
     shapes: dict[str, tuple[int, ...]]
     """Shape of every parameter."""
+    ties: dict[str, str] = Field(default_factory=dict)
+    """Further names of parameters that have several: name to its name in `shapes`."""
 
     @property
     def most_rows(self) -> int:
@@ -100,4 +103,5 @@ def write_tokens(
         ordered = [block for _, block in sorted(blocks, key=lambda item: item[0])]
         whole = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
         state[name] = whole.reshape(spec.shapes[name])
+    state.update({alias: state[name] for alias, name in spec.ties.items()})
     return state

@@ -22,9 +22,9 @@ NORMS = (
 def derive_token_spec(network: nn.Module, input_shape: tuple[int, ...]) -> TokenSpec:
     """Return how a network's parameters become tokens, in order of execution.
 
-    The network runs once on a zero image (in eval mode, without gradients; its weights
-    and buffers stay as they are). Whatever parameter no known layer holds becomes rows
-    of a table, so that every parameter is in exactly one token; this is checked.
+    The network runs once on a zero image (in eval mode, without gradients; its weights,
+    buffers and modes stay as they are). Whatever parameter no known layer holds becomes
+    rows of a table, so that every parameter is in exactly one token; this is checked.
 
     Args:
         network: any module; q, k, v, o of `nn.MultiheadAttention` are layers apart.
@@ -52,7 +52,9 @@ def derive_token_spec(network: nn.Module, input_shape: tuple[int, ...]) -> Token
     rest = [_table(n, p) for n, p in parameters.items() if n not in taken]
     layers = _at_their_place(layers, rest, list(parameters))
     spec = TokenSpec(
-        layers=tuple(layers), shapes={n: tuple(p.shape) for n, p in parameters.items()}
+        layers=tuple(layers),
+        shapes={n: tuple(p.shape) for n, p in parameters.items()},
+        ties=_ties(network),
     )
     _prove_cover(spec)
     return spec
@@ -84,13 +86,14 @@ def _watch(network: nn.Module, input_shape: tuple[int, ...]) -> list[Call]:
         or next(module.children(), None) is None
     ]
     parameter = next(network.parameters())
-    was_training = network.training
+    modes = {module: module.training for module in network.modules()}
     try:
         image = torch.zeros(1, *input_shape, device=parameter.device)
         with torch.no_grad():
             network.eval()(image)
     finally:
-        network.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
     return [call for call in calls if next(call[1].parameters(), None) is not None]
@@ -208,6 +211,13 @@ def _at_their_place(
         ]
         ordered.insert(later[0] if later else len(ordered), table)
     return ordered
+
+
+def _ties(network: nn.Module) -> dict[str, str]:
+    """Return the further names of parameters that several modules share."""
+    first = {parameter: name for name, parameter in network.named_parameters()}
+    every = network.named_parameters(remove_duplicate=False)
+    return {name: first[p] for name, p in every if first[p] != name}
 
 
 def _prove_cover(spec: TokenSpec) -> None:

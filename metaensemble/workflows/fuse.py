@@ -6,7 +6,7 @@ from pydantic import Field
 
 from metaensemble.core.errors import InputError
 from metaensemble.merging import Merger
-from metaensemble.methods import TrainedMethod, WeightFormerMethod
+from metaensemble.methods import WeightFormerMethod
 from metaensemble.models import Architecture
 from metaensemble.report import Report
 from metaensemble.teachers import Average, Ensemble
@@ -63,8 +63,8 @@ def fuse_students(
     """
     if student is not None:
         student = str(Architecture.parse(student))
-    if student not in (None, ensemble.info.architecture) and not isinstance(
-        method, TrainedMethod
+    if student not in (None, ensemble.info.architecture) and isinstance(
+        method, Merger | WeightFormerMethod
     ):
         raise InputError(
             f"--student must be the members' architecture for {method.name}, but is "

@@ -1,6 +1,7 @@
 """Options that several commands share, and the session that they open."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from metaensemble.teachers import OutputCache
 
 NOT_IDENTITY = {"out", "overwrite", "quiet", "cache"}
 """Options that do not change what a run computes."""
+BEGINNINGS = {".identity", "config.yaml", "log.jsonl"}
+"""What lies in a working folder before any work is done."""
 
 
 class DataOptions(Config):
@@ -106,7 +109,7 @@ def open_session(
 ) -> Session:
     """Return the session of a command."""
     device = pick_device(options.device)
-    cache = OutputCache(options.cache or default_cache(), device, log.say_briefly)
+    cache = OutputCache(options.cache or default_cache(), device)
     return Session(data, cache, log, options.seed, device, folder)
 
 
@@ -141,6 +144,8 @@ def run_folder(
 ) -> Iterator[Path]:
     """Yield the working folder of a run, its resolved ``config.yaml`` written.
 
+    Input that is refused before any work is done leaves no working folder behind.
+
     Args:
         out: where the run will appear.
         config: the resolved config; what changes the results identifies the run.
@@ -149,8 +154,15 @@ def run_folder(
     """
     identity = as_yaml({**_identity(config), **extra})
     with output_folder(out, identity, overwrite=overwrite) as folder:
+        for leftover in folder.rglob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
         write_text(folder / "config.yaml", as_yaml(config.model_dump(mode="json")))
-        yield folder
+        try:
+            yield folder
+        except InputError:
+            if {path.name for path in folder.iterdir()} <= BEGINNINGS:
+                shutil.rmtree(folder)
+            raise
 
 
 def as_yaml(value: dict[str, Any]) -> str:

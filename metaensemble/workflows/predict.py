@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from metaensemble.core.errors import InputError
+from metaensemble.core.seeds import seeded
 from metaensemble.methods import (
     GeneratorTraining,
     WeightFormerLearner,
@@ -153,9 +154,10 @@ def learn_predictor(
         info.architecture, len(info.classes), info.input_shape, session.seed
     ).to(session.device)
     before = session.cache.images_asked
-    learner = WeightFormerLearner(
-        method, network, training, audience, draw=teachers, seed=session.seed
-    )
+    with seeded(session.seed, "learner"):
+        learner = WeightFormerLearner(
+            method, network, training, audience, draw=teachers, seed=session.seed
+        )
     student = train(
         session, training, method, learner, info, "weightformer", before, audience
     )
@@ -170,7 +172,6 @@ def learn_predictor(
         "teachers": list(teachers),
         "members": read,
         "held_out": [m.sha256 for m in audience.members] if kept else [],
-        "seconds": round(student.train_seconds, 3),
         "images": student.train_images,
         "teacher_images": student.teacher_images,
         "history": student.history,

@@ -11,7 +11,6 @@ from metaensemble.core.method import Method
 from metaensemble.data import ImageData
 from metaensemble.engine import evaluate
 from metaensemble.metrics import (
-    Measured,
     agreement,
     disagreement,
     kl_to,
@@ -38,6 +37,7 @@ from metaensemble.report import (
 )
 from metaensemble.report.card import write_card
 from metaensemble.report.page import write_page
+from metaensemble.report.verdict import verdict
 from metaensemble.teachers import Ensemble, Kinship, Member, kinship, save_member
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.students import Student, state_of
@@ -75,7 +75,7 @@ def report_student(
     mean, whole = mean_measured(members), measure(together, labels)
     kin = _kinship(ensemble)
     split = disagreement(logits.log_softmax(-1))
-    return Report(
+    report = Report(
         command=command,
         method=method.model_dump(mode="json"),
         seed=session.seed,
@@ -106,7 +106,6 @@ def report_student(
         environment=environment(str(device)),
         regime=None if kin is None else kin.regime,
         stage=student.stage,
-        verdict=verdict(method.name_, on_test.measured, mean, whole, kin),
         notes=[
             *student.notes,
             f"members disagree on {100 * split:.1f} % of the test images",
@@ -118,42 +117,7 @@ def report_student(
         ),
         history=[dict(row) for row in student.history] or None,
     )
-
-
-def verdict(
-    method: str,
-    student: Measured,
-    mean: Measured,
-    ensemble: Measured,
-    kin: Kinship | None,
-) -> str:
-    """Return the sentence that a reader should see first."""
-    room = ensemble.accuracy - mean.accuracy
-    gain = student.accuracy - mean.accuracy
-    noise = (ensemble.accuracy * (1 - ensemble.accuracy) / ensemble.count) ** 0.5
-    if method == "soup" and kin and not kin.one_start and gain < -noise:
-        return (
-            f"The members do not share a start (mean cosine of their weights "
-            f"{kin.cosine:.2f}), so their mean is no sensible network "
-            f"({100 * student.accuracy:.1f} % where one member has "
-            f"{100 * mean.accuracy:.1f} %): "
-            "use kd or weightformer instead."
-        )
-    if room <= noise:
-        return (
-            f"The ensemble is hardly better than its mean member "
-            f"({100 * room:+.1f} points, noise {100 * noise:.1f}): "
-            "ship the best member."
-        )
-    if gain <= 0:
-        return (
-            f"The student is {-100 * gain:.1f} points below the mean member: "
-            "ship the best member, or try another method."
-        )
-    return (
-        f"The student keeps {100 * gain / room:.0f} % of the ensemble's gain of "
-        f"{100 * room:.1f} points over its mean member, at one member's cost."
-    )
+    return report.model_copy(update={"verdict": verdict(report)})
 
 
 def write_run(
@@ -167,7 +131,7 @@ def write_run(
     final: Path,
 ) -> Report:
     """Write a run's student, report, card and page into `folder`; return the report."""
-    member = save_student(folder / STUDENT_FILE, ensemble, student, command, method)
+    member = save_student(folder / STUDENT_FILE, ensemble, student, method)
     report = report_student(
         session,
         ensemble,
@@ -183,11 +147,14 @@ def write_run(
 
 
 def save_student(
-    path: Path, ensemble: Ensemble, student: Student, command: str, method: Method
+    path: Path, ensemble: Ensemble, student: Student, method: Method
 ) -> Member:
-    """Write a student as a member file; its record names its teachers."""
+    """Write a student as a member file; its record names its teachers.
+
+    The record holds nothing but what made the weights, so that a repeated or resumed
+    run writes the same bytes.
+    """
     training: dict[str, Any] = {
-        "command": command,
         "method": method.model_dump(mode="json"),
         "stage": student.stage,
         "teachers": [member.sha256 for member in ensemble.members],

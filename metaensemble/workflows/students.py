@@ -7,8 +7,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
+from metaensemble.core.seeds import seeded
 from metaensemble.data import Normalization, Split, concatenate
-from metaensemble.engine import TrainingBatches, evaluate, fit, prepare_statistics
+from metaensemble.engine import (
+    TrainingBatches,
+    evaluate,
+    fit,
+    prepare_statistics,
+    steps_of,
+)
 from metaensemble.merging import BestMember, Merged, Merger
 from metaensemble.methods import KD, Learner, TrainedMethod, WeightFormerMethod
 from metaensemble.metrics import Measured
@@ -83,7 +90,8 @@ def distil_student(
     before = session.cache.images_asked
     if isinstance(method, KD) and method.start == "best_member":
         network = _best_start(session, ensemble, info, network)
-    learner = method.learner(network.to(session.device), ensemble)
+    with seeded(session.seed, "learner"):
+        learner = method.learner(network.to(session.device), ensemble)
     return train(session, ensemble, method, learner, info, method.name_, before)
 
 
@@ -130,6 +138,7 @@ def train(
         result = evaluate(network, info.normalization, split, session.device)
         return result.figures(target)
 
+    batches.run_teachers(steps_of(method, batches.steps_per_epoch), session.log)
     fitted = fit(
         learner,
         method,
@@ -178,7 +187,8 @@ def weightformer_student(
         info.architecture, len(info.classes), info.input_shape, session.seed
     ).to(session.device)
     before = session.cache.images_asked
-    learner = method.learner(network, ensemble)
+    with seeded(session.seed, "learner"):
+        learner = method.learner(network, ensemble)
     student = train(session, ensemble, method, learner, info, "weightformer", before)
     predicted = replace(student, stage="predicted")
     return predicted, tune_student(session, ensemble, predicted, method)

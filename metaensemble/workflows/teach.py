@@ -133,7 +133,6 @@ def teach_member(
         "images": len(images),
         "subset": subset,
         "steps": fitted.steps,
-        "seconds": round(fitted.seconds, 3),
         "start": start.sha256 if start else None,
         "method": method.model_dump(mode="json"),
     }

@@ -1,0 +1,55 @@
+"""Writes the tables of README.md from the reports of the studies.
+
+Command: .venv/bin/python benchmarks/readme_tables.py
+A test checks that README.md is what this writes.
+"""
+
+from pathlib import Path
+
+from metaensemble.report import Report, read_reports
+from metaensemble.report.table import markdown_table
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = (
+    "accuracy",
+    "recovered",
+    "agreement",
+    "nll",
+    "ece",
+    "latency_ms",
+    "train_images",
+)
+"""What fits a README."""
+
+
+def digits(regime: str) -> list[Report]:
+    rows = read_reports(ROOT / "benchmarks" / "digits" / "report.json")
+    return [row for row in rows if row.regime == regime]
+
+
+def cifar10_small() -> list[Report]:
+    return read_reports(ROOT / "benchmarks" / "cifar10_small" / "report.json")
+
+
+TABLES = {
+    "digits-one-start": lambda: digits("one-start"),
+    "digits-independent": lambda: digits("independent"),
+    "cifar10-small": cifar10_small,
+}
+
+
+def filled(text: str) -> str:
+    """Return `text` with every table between its markers made anew."""
+    for name, reports in TABLES.items():
+        begin, end = f"<!-- table {name} -->\n", f"<!-- end {name} -->"
+        if begin not in text:
+            continue
+        head, rest = text.split(begin, 1)
+        tail = rest.split(end, 1)[1]
+        text = head + begin + markdown_table(reports(), COLUMNS) + end + tail
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")

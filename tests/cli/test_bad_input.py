@@ -1,0 +1,361 @@
+"""Bad input: status 2, one sentence that says what to do, and nothing written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from metaensemble.core.states import load_state, save_state
+from metaensemble.models import init_model
+from metaensemble.teachers import MemberInfo, load_member, save_member
+
+DIGITS = "--data digits --limit-train 60 --quiet"
+
+
+@pytest.fixture(scope="session")
+def bad(make_member, zoo: Path, shared: Path, digits) -> Path:
+    """A folder of what nobody should fuse; `good` and `fine` are for company."""
+    folder = shared / "bad"
+    good = make_member(folder / "good.safetensors", 0)
+    make_member(folder / "fine.safetensors", 1, start=good)
+    make_member(folder / "wide.safetensors", 2, "mlp,width=16")
+    whole = good.path.read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[:-100])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "text.safetensors").write_text("this is a shopping list")
+    (folder / "text.pt").write_text("this is a shopping list")
+    (folder / "twin.safetensors").write_bytes(whole)
+    state, info = good.state(), good.info
+    ill = {**state, "fc.bias": torch.full_like(state["fc.bias"], torch.nan)}
+    save_member(folder / "nan.safetensors", ill, info)
+    save_state(folder / "bare.safetensors", state, {})
+    renamed = info.model_copy(update={"classes": tuple("abcdefghij")})
+    save_member(folder / "renamed.safetensors", state, renamed)
+    few = MemberInfo(
+        architecture="mlp,width=8",
+        classes=("0", "1", "2"),
+        input_shape=digits.input_shape,
+        normalization=digits.normalization,
+    )
+    for seed in (0, 1):
+        network = init_model("mlp,width=8", 3, digits.input_shape, seed)
+        save_member(folder / f"three{seed}.safetensors", network.state_dict(), few)
+    (folder / "none").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ("", "must have at least 2 members, but got 0; name more member files"),
+        ("good.safetensors", "must have at least 2 members, but got 1; name more"),
+        ("good.safetensors lost.safetensors", r"lost.* does not exist; make members"),
+        ("none", "must hold .safetensors, .pt or .pth files, but .*none holds none; "),
+        ("good.safetensors good.safetensors", "different files, but .* named twice; "),
+        ("good.safetensors twin.safetensors", "hold the same bytes; leave one out"),
+        ("good.safetensors truncated.safetensors", "must be a whole safetensors file"),
+        ("good.safetensors empty.safetensors", "must be a whole safetensors file"),
+        ("good.safetensors text.safetensors", "must be a whole safetensors file"),
+        ("good.safetensors text.pt", "must be a state dict that loads without exec"),
+        ("good.safetensors nan.safetensors", "NaN or infinity in 'fc.bias'; leave"),
+        ("three0.safetensors three1.safetensors", "has 3 and digits has 10; choose"),
+        ("good.safetensors renamed.safetensors", "has 'a' where digits has '0'; "),
+        ("good.safetensors bare.safetensors", "is wrong .*; make it again"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fuse", "learn-weightformer"])
+def test_members(refused, bad, command, members, message):
+    paths = " ".join(str(bad / name) for name in members.split())
+    rest = "--method kd --out run" if command == "fuse" else "--out wf.safetensors"
+    refused(f"{command} {paths} {DIGITS} {rest}", message)
+
+
+def test_members_of_different_class_counts(refused, bad, predictor):
+    # without data: the members themselves disagree
+    from metaensemble.core.errors import InputError
+    from metaensemble.teachers import load_ensemble
+
+    with pytest.raises(InputError, match="must have the same classes, but .* leave"):
+        load_ensemble([bad / "good.safetensors", bad / "three0.safetensors"])
+
+
+@pytest.mark.parametrize("method", ["soup", "weightformer"])
+def test_different_architectures(refused, bad, method):
+    refused(
+        f"fuse {bad / 'good.safetensors'} {bad / 'wide.safetensors'} {DIGITS} "
+        f"--method {method} --out run",
+        r"must share one architecture, but .*wide.safetensors is mlp,width=16 and "
+        r".*good.safetensors is mlp,width=8; choose --method kd",
+    )
+
+
+def test_a_zoo_of_different_architectures(refused, bad):
+    refused(
+        f"learn-weightformer {bad / 'good.safetensors'} {bad / 'wide.safetensors'} "
+        f"{DIGITS} --out wf.safetensors",
+        "a zoo's members must share one architecture, but",
+    )
+
+
+def test_another_student_for_a_merger(refused, zoo):
+    refused(
+        f"fuse {zoo} {DIGITS} --method soup --student mlp,width=4 --out run",
+        "--student must be the members' architecture for soup, but is mlp,width=4; ",
+    )
+
+
+def picture(path: Path, colour: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), colour).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """An image folder of two classes, 20 training and 2 test images each."""
+    folder = tmp_path / "pictures"
+    for name, colour in (("ant", 10), ("bee", 200)):
+        for i in range(20):
+            picture(folder / "train" / name / f"{i}.png", colour + i)
+        for i in range(2):
+            picture(folder / "test" / name / f"{i}.png", colour + i)
+    return folder
+
+
+TEACH = "teach --architecture mlp,width=8 --members 1 --epochs 1 --quiet --out zoo"
+
+
+def test_an_image_folder_is_fine(cli, pictures):
+    assert cli(f"{TEACH} --data {pictures}").status == 0
+
+
+def test_one_class(refused, pictures):
+    for split in ("train", "test"):
+        for path in (pictures / split / "bee").iterdir():
+            path.unlink()
+        (pictures / split / "bee").rmdir()
+    refused(f"{TEACH} --data {pictures}", "at least 2 classes|two classes|2 classes")
+
+
+def test_an_unreadable_image(refused, pictures):
+    path = pictures / "train" / "bee" / "3.png"
+    path.write_bytes(b"no picture")
+    refused(f"{TEACH} --data {pictures}", "must be readable, but .*bee/3.png is not")
+
+
+def test_a_truncated_image(refused, pictures):
+    path = pictures / "test" / "ant" / "1.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(f"{TEACH} --data {pictures}", "must be readable, but .*ant/1.png is not")
+
+
+def test_a_class_missing_in_test(refused, pictures):
+    for path in (pictures / "test" / "bee").iterdir():
+        path.unlink()
+    (pictures / "test" / "bee").rmdir()
+    refused(f"{TEACH} --data {pictures}", "'bee' of train is missing in test; ")
+
+
+def test_data_that_does_not_exist(refused):
+    refused(f"{TEACH} --data nowhere", "data must be digits, .* nowhere does not exist")
+
+
+def test_members_of_other_data(refused, pictures, zoo):
+    refused(
+        f"fuse {zoo} --data {pictures} --method kd --out run",
+        "must have the same classes, but .* has 10 and pictures has 2; choose the data",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--method kdd", "--method must be one of best_member, .* but is 'kdd'; see"),
+        ("--method", "--method must be followed by a value"),
+        ("--method kd --epochs 0", "epochs: input should be greater than 0, but got"),
+        ("--method kd --temperature -1", "temperature: .*; see: metaensemble fuse"),
+        ("--method kd --label-weight 2", "label-weight: .* less than or equal to 1"),
+        ("--method kd --learning-rate nan", "learning-rate: .*"),
+        ("--method kd --device tpu", "--device must be a device of this machine, but"),
+        ("--method kd --device cuda:99", "--device must be a device of this machine"),
+        ("--method kd --limit-train 0", "limit-train: .* greater than or equal to 1"),
+        ("--method kd --limit-train 9999", "between 1 and the 900 training images"),
+        ("--method kd --limit-train 5", "must have at least 2 images, but .* raise"),
+        ("--method kd --augment spin", "must be one of none, .* but is 'spin'"),
+        ("--method kd --image-size 16", "leave out image_size"),
+        ("--method kd --student resnet21", "'resnet21' is neither; did you mean"),
+        ("--method weightformer --width 30 --heads 4", "must be a multiple of the hea"),
+        ("--method weightformer --max-teachers 2", "reads 1 to 2 teachers, but got 5"),
+    ],
+)
+def test_values(refused, zoo, flags, message):
+    refused(f"fuse {zoo} --data digits --limit-train 60 --out run {flags}", message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: digits\nepocs: 3\n", "every key of c.yaml must be an option, but 'ep"),
+        ("sed: 3\n", "but 'sed' is not; did you mean 'seed'"),
+        ("seed: many\n", "in c.yaml, seed is wrong: .* but got 'many'"),
+        ("method: {name: kd, epocs: 3}\n", "in c.yaml, method is wrong: kd.epocs: "),
+        ("method: {name: kdd}\n", "in c.yaml, method is wrong: "),
+        ("- 3\n", r"c.yaml must map options to values, but holds \[3\]; write"),
+        ("seed: [3\n", "c.yaml must be YAML, but is not .*; mend"),
+        ("", "must map options to values, but holds None"),
+    ],
+)
+def test_yaml(refused, zoo, text, message):
+    Path("c.yaml").write_text(text)
+    refused(f"fuse {zoo} --config c.yaml --out run", message)
+
+
+def test_yaml_for_teach(refused):
+    Path("c.yaml").write_text("architectur: mlp\n")
+    refused("teach --config c.yaml --out zoo", "did you mean 'architecture'")
+
+
+@pytest.mark.parametrize("path", ["lost.yaml", "."])
+def test_a_config_that_is_no_file(refused, path):
+    refused(f"fuse zoo --config {path} --out run", "--config must be a YAML file, but")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("teach --data digits --architecture mlp --out zoo --lerning-rate 1", RATE)
+        for RATE in [("Unrecognized", "--learning-rate")]
+    ]
+    + [
+        ("fuse zoo --data digits --method kd --out r --temprature 2", ("--temperature",)),
+        ("fuse zoo --data digits --out r", ("--method", "required", "soup")),
+        ("fuse zoo --method kd --out r", ("--data", "required")),
+        ("fuse zoo --data digits --method kd --out r --epochs x", ("--epochs", "'x'")),
+        ("fuse z --data digits --method kd --out r --average x", ("--average", "logits")),
+        ("fuse z --data digits --method soup --out r --epochs 3", ("--epochs",)),
+        ("predict zoo --out r", ("--predictor", "required")),
+        ("methods --all", ("--all",)),
+        ("demo --seeds 3", ("--seed",)),
+    ],
+)
+def test_flags(cli, line, words):
+    done = cli(line)
+    assert done.status == 2
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("fusee zoo", "the command must be one of demo, .* but is 'fusee'; see: "),
+        (f"{TEACH} --data digits --device tpu", "--device must be a device of this"),
+        (
+            "teach --data digits --architecture resnet21 --out zoo",
+            "'resnet21' is neither; did you mean resnet20",
+        ),
+        (
+            "teach --data digits --architecture mlp,depht=2 --out zoo",
+            "mlp has no field 'depht'; its fields are",
+        ),
+        (
+            "teach --data digits --architecture vgg11_bn --out zoo",
+            "vgg11_bn",
+        ),
+        (f"{TEACH} --data digits --members 0", "members: .* greater than or equal to"),
+        (f"{TEACH} --data digits --start lost", "lost does not exist; make members"),
+        ("evaluate --data digits", "at least 1"),
+    ],
+)
+def test_other_commands(refused, line, message):
+    refused(line, message)
+
+
+def test_a_start_of_another_architecture(refused, bad):
+    refused(
+        f"{TEACH} --data digits --start {bad / 'wide.safetensors'}",
+        "--start must be of the architecture to teach, but .* is mlp,width=16 and",
+    )
+
+
+def test_an_output_that_exists(refused, zoo):
+    Path("run").mkdir()
+    Path("run/precious.txt").write_text("mine")
+    refused(
+        f"fuse {zoo} {DIGITS} --method soup --out run",
+        "the output must not exist yet, but run does; choose another --out or add --ov",
+    )
+    refused(f"teach {DIGITS} --architecture mlp --out run", "must not exist yet")
+    refused(
+        f"evaluate {zoo} {DIGITS} --json run/precious.txt", "must not exist yet, but"
+    )
+    assert Path("run/precious.txt").read_text() == "mine"
+
+
+def test_an_unfinished_run_of_other_settings(refused, zoo):
+    Path(".run.partial").mkdir()
+    Path(".run.partial/.identity").write_text("seed: 1\n")
+    refused(
+        f"fuse {zoo} {DIGITS} --method soup --out run",
+        "can be resumed only with its own settings, .* add --overwrite to discard",
+    )
+
+
+def test_a_predictor_that_does_not_fit(refused, predictor, bad, zoo):
+    line = f"--predictor {predictor} --out run --quiet"
+    refused(
+        f"predict {bad / 'wide.safetensors'} {line}",
+        "must have the predictor's architecture, but .* has mlp,width=16 and the pre",
+    )
+    refused(f"predict {zoo} {line}", "reads 1 to 3 teachers, but got 5; leave some out")
+    refused(
+        f"predict {zoo} --predictor {zoo / '0.safetensors'} --out run",
+        "must be a WeightFormer predictor, but .* is not one; make one with",
+    )
+    refused(
+        f"predict {zoo} --predictor lost.safetensors --out run",
+        "lost.safetensors does not exist; make one with: metaensemble learn-weightf",
+    )
+    refused(f"predict {predictor} {line}", "must be a member that metaensemble wrote")
+
+
+def test_tuning_without_images(refused, predictor, zoo):
+    state, metadata = load_state(predictor)
+    assert metadata is not None
+    metadata["training"]["data_options"] = None
+    save_state(Path("wf.safetensors"), state, metadata)
+    refused(
+        f"predict {zoo} --predictor wf.safetensors --tune-epochs 1 --out run",
+        "tuning must have images, but there are none; add --data",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--teachers 4 4 --hold-out 2", "of 5 members 2 are held out and 4 are to be"),
+        ("--teachers 3 2", "two numbers from 1 to --max-teachers .*the smaller first"),
+        ("--teachers 2 9", "two numbers from 1 to --max-teachers"),
+        ("--teachers 2 2 --hold-out 6", "of 5 members 6 are held out"),
+        ("--out wf.bin", "--out must be a .safetensors file, but is wf.bin; rename it"),
+    ],
+)
+def test_a_zoo_that_is_too_small(refused, zoo, flags, message):
+    refused(
+        f"learn-weightformer {zoo} {DIGITS} --out wf.safetensors {flags}", message
+    )
+
+
+def test_a_loss_that_explodes_leaves_nothing(refused, zoo):
+    refused(
+        f"fuse {zoo} {DIGITS} --method kd --learning-rate 1e38 --clip 1e38 --epochs 9 "
+        "--out run",
+        "the loss must stay finite, but in step .* of kd it is not .*; lower --learn",
+    )
+
+
+def test_members_are_checked_before_work_begins(bad):
+    assert load_member(bad / "good.safetensors")  # the company is not to blame

@@ -1,0 +1,308 @@
+"""Every command does its work on tiny data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from metaensemble.core.files import sha256_of
+from metaensemble.report import Report, read_report
+from metaensemble.teachers import load_member
+from metaensemble.weightformer import load_predictor
+from metaensemble.workflows.registry import METHODS
+
+DIGITS = "--data digits --limit-train 60 --quiet"
+RUN_FILES = {
+    "student.safetensors",
+    "report.json",
+    "card.md",
+    "config.yaml",
+    "log.jsonl",
+    "page.html",
+}
+SMALL = {
+    "kd": "--epochs 2",
+    "weightformer": "--epochs 2 --width 8 --heads 1 --depth 1 --tune-epochs 1",
+}
+"""Flags that keep a trained method short."""
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_teach_writes_members_that_differ_in_their_seed(cli, digits):
+    done = cli(
+        f"teach {DIGITS} --architecture mlp,width=8 --members 2 --epochs 1 --seed 7 "
+        "--out zoo"
+    )
+    assert done.status == 0
+    assert "2 members in zoo" in done.out
+    names = ["member-0007.safetensors", "member-0008.safetensors"]
+    assert files(Path("zoo")) == {*names, "config.yaml", "log.jsonl"}
+    members = [load_member(Path("zoo") / name, data=digits) for name in names]
+    assert [m.info.training["seed"] for m in members] == [7, 8]
+    assert members[0].info.architecture == "mlp,width=8"
+    assert 0 <= members[0].info.metrics["validation"]["accuracy"] <= 1
+    assert members[0].info.start != members[1].info.start
+    assert yaml.safe_load(Path("zoo/config.yaml").read_text())["members"] == 2
+
+
+def test_a_seed_makes_the_same_member_alone_and_in_company(cli):
+    teach = f"teach {DIGITS} --architecture mlp,width=8 --epochs 1"
+    assert cli(f"{teach} --members 2 --out two").status == 0
+    assert cli(f"{teach} --members 1 --seed 1 --out one").status == 0
+    name = "member-0001.safetensors"
+    assert sha256_of(Path("two") / name) == sha256_of(Path("one") / name)
+
+
+def test_teach_from_a_start(cli, zoo, digits):
+    done = cli(
+        f"teach {DIGITS} --architecture mlp,width=8 --members 2 --epochs 1 --out kin "
+        f"--subset 0.5 --start {zoo / '0.safetensors'}"
+    )
+    assert done.status == 0
+    one, two = (load_member(Path(f"kin/member-000{i}.safetensors")) for i in (0, 1))
+    assert one.info.start == two.info.start is not None
+    assert one.info.training["images"] == 27
+    assert one.sha256 != two.sha256
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fuse_writes_a_run(cli, zoo, digits, name):
+    members = f"{zoo / '0.safetensors'} {zoo / '1.safetensors'}"
+    done = cli(
+        f"fuse {members} {DIGITS} --method {name} {SMALL.get(name, '')} --out run"
+    )
+    assert done.status == 0
+    assert done.err == ""
+    assert "Written to run" in done.out
+    assert files(Path("run")) == RUN_FILES
+    assert files(Path()) == {"run"}
+    student = load_member(Path("run/student.safetensors"), data=digits)
+    report = read_report(Path("run"))
+    assert report.method["name"] == name
+    assert report.student.sha256 == student.sha256
+    assert [t.path for t in report.teachers] == members.split()
+    assert report.command.startswith("metaensemble fuse ")
+    assert student.info.training["teachers"] == [t.sha256 for t in report.teachers]
+    assert report.verdict
+    assert report.verdict in " ".join(done.out.split())
+    assert (report.stage == "tuned") == (name == "weightformer")
+    for line in Path("run/log.jsonl").read_text().splitlines():
+        assert "event" in json.loads(line)
+    assert report.verdict in Path("run/card.md").read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_config_fed_back_repeats_the_run(cli, zoo, name):
+    line = f"fuse {zoo} {DIGITS} --method {name} {SMALL.get(name, '')} --seed 3"
+    assert cli(f"{line} --out run").status == 0
+    assert cli("fuse --config run/config.yaml --out again").status == 0
+    again = Path("again/student.safetensors").read_bytes()
+    assert again == Path("run/student.safetensors").read_bytes()
+    configs = [yaml.safe_load(Path(f"{r}/config.yaml").read_text()) for r in RUNS]
+    assert configs[0] == {**configs[1], "out": "run"}
+
+
+RUNS = ("run", "again")
+
+
+def test_a_seed_other_than_that_gives_another_student(cli, zoo):
+    line = f"fuse {zoo} {DIGITS} --method kd --start scratch --epochs 1"
+    for seed in (0, 1):
+        assert cli(f"{line} --seed {seed} --out run{seed}").status == 0
+    one, two = (Path(f"run{i}/student.safetensors") for i in (0, 1))
+    assert sha256_of(one) != sha256_of(two)
+
+
+def test_the_command_line_overrides_the_config(cli, zoo):
+    Path("kd.yaml").write_text(
+        "data: digits\nlimit_train: 60\nquiet: true\n"
+        "method: {name: kd, epochs: 1, temperature: 4}\n"
+    )
+    done = cli(f"fuse {zoo} --config kd.yaml --temperature 3 --out run")
+    assert done.status == 0
+    report = read_report(Path("run"))
+    assert report.method["temperature"] == 3
+    assert report.method["epochs"] == 1
+    assert len(report.teachers) == 5
+
+
+def test_another_method_than_the_configs_starts_from_its_defaults(cli, zoo):
+    Path("kd.yaml").write_text(
+        "data: digits\nlimit_train: 60\nquiet: true\nmethod: {name: kd, epochs: 1}\n"
+    )
+    assert cli(f"fuse {zoo} --config kd.yaml --method soup --out run").status == 0
+    assert read_report(Path("run")).method == {"name": "soup"}
+
+
+def test_fuse_into_another_architecture(cli, zoo, digits):
+    done = cli(
+        f"fuse {zoo} {DIGITS} --method kd --epochs 1 --student mlp,width=4 --out run"
+    )
+    assert done.status == 0
+    student = load_member(Path("run/student.safetensors"), data=digits)
+    assert student.info.architecture == "mlp,width=4"
+
+
+def test_bare_state_dicts_come_with_their_architecture(cli, zoo, digits):
+    for seed in (0, 1):
+        state = load_member(zoo / f"{seed}.safetensors").state()
+        torch.save({"state_dict": state}, f"{seed}.pt")
+    done = cli(
+        f"fuse 0.pt 1.pt --architecture mlp,width=8 {DIGITS} --method soup --out run"
+    )
+    assert done.status == 0
+    assert load_member(Path("run/student.safetensors"), data=digits)
+
+
+def test_unlabelled_images_are_distilled_on(cli, zoo):
+    line = f"fuse {zoo} {DIGITS} --method kd --epochs 1 --batch-size 30"
+    assert cli(f"{line} --unlabelled --out more").status == 0
+    assert cli(f"{line} --out fewer").status == 0
+    more, fewer = (read_report(Path(run)).cost for run in ("more", "fewer"))
+    assert more.train_images == (54 + 840) // 30 * 30
+    assert fewer.train_images == 30
+
+
+def test_learn_weightformer_writes_a_predictor_and_its_log(predictor, zoo):
+    learnt = load_predictor(predictor)
+    assert learnt.info.architecture == "mlp,width=8"
+    assert len(learnt.info.trained_on) == 3
+    assert len(learnt.info.training["held_out"]) == 2
+    beside = predictor.with_name("wf-training")
+    assert files(beside) == {"config.yaml", "log.jsonl"}
+
+
+def test_a_predictor_is_the_same_when_learnt_again(cli, predictor, zoo):
+    config = predictor.with_name("wf-training") / "config.yaml"
+    done = cli(f"learn-weightformer --config {config} --out again.safetensors")
+    assert done.status == 0
+    assert "the student of unseen members has" in done.out
+    assert sha256_of(Path("again.safetensors")) == sha256_of(predictor)
+
+
+def members_of(zoo: Path) -> str:
+    return f"{zoo / '3.safetensors'} {zoo / '4.safetensors'}"
+
+
+def test_predict_uses_the_predictors_data(cli, predictor, zoo):
+    done = cli(f"predict {members_of(zoo)} --predictor {predictor} --out run --quiet")
+    assert done.status == 0
+    assert files(Path("run")) == RUN_FILES
+    report = read_report(Path("run"))
+    assert report.stage == "predicted"
+    assert report.data.train == 54
+    assert any(note.startswith("predicted in ") for note in report.notes)
+    assert any("saw 3.safetensors, 4.safetensors" in note for note in report.notes)
+    assert report.cost.train_images == 0
+
+
+def test_predict_with_data_and_tuning(cli, predictor, zoo):
+    line = f"predict {members_of(zoo)} --predictor {predictor} --quiet"
+    done = cli(f"{line} --data digits --limit-train 90 --tune-epochs 1 --out tuned")
+    assert done.status == 0
+    assert files(Path("tuned")) == RUN_FILES
+    report = read_report(Path("tuned"))
+    assert report.stage == "tuned"
+    assert report.data.train == 81
+    assert report.method["tune_epochs"] == 1
+    assert report.cost.train_images == 81
+
+
+def test_predict_without_any_data_writes_the_student_alone(cli, predictor, zoo):
+    known = load_predictor(predictor)
+    training = {**known.info.training, "data_options": None}
+    from metaensemble.core.states import load_state, save_state
+
+    info = known.info.model_copy(update={"training": training})
+    save_state(Path("wf.safetensors"), load_state(predictor)[0], info.model_dump())
+    done = cli(f"predict {members_of(zoo)} --predictor wf.safetensors --out run")
+    assert done.status == 0
+    assert "unmeasured: add --data" in done.out
+    assert files(Path("run")) == {"student.safetensors", "config.yaml"}
+    assert load_member(Path("run/student.safetensors"))
+
+
+def test_one_teacher_is_enough_to_predict(cli, predictor, zoo):
+    done = cli(
+        f"predict {zoo / '0.safetensors'} --predictor {predictor} --out run --quiet"
+    )
+    assert done.status == 0
+
+
+def test_evaluate_tells_each_model_and_the_ensemble(cli, zoo):
+    done = cli(f"evaluate {zoo} --data digits --limit-train 60 --json e.json --quiet")
+    assert done.status == 0
+    assert "ensemble of 5" in done.out
+    value = json.loads(Path("e.json").read_text())
+    assert value["schema"] == 1
+    assert len(value["models"]) == 5
+    assert value["ensemble"]["test"]["count"] == 897
+    assert 0 <= value["disagreement"] <= 1
+
+
+def test_evaluate_one_model(cli, zoo):
+    done = cli(f"evaluate {zoo / '0.safetensors'} --data digits --quiet")
+    assert done.status == 0
+    assert "ensemble" not in done.out
+
+
+def test_methods_lists_the_registry(cli):
+    done = cli("methods --architectures")
+    assert done.status == 0
+    assert all(name in done.out for name in METHODS)
+    assert "resnet20" in done.out
+
+
+def test_overwrite_replaces_a_run(cli, zoo):
+    line = f"fuse {zoo} {DIGITS} --out run"
+    assert cli(f"{line} --method soup").status == 0
+    assert cli(f"{line} --method best_member --overwrite").status == 0
+    assert read_report(Path("run")).method["name"] == "best_member"
+    assert files(Path()) == {"run"}
+
+
+def test_a_reports_keys_are_those_of_the_schema(cli, zoo):
+    assert cli(f"fuse {zoo} {DIGITS} --method kd --epochs 1 --out run").status == 0
+    value = json.loads(Path("run/report.json").read_text())
+    fixed = {
+        "schema",
+        "command",
+        "method",
+        "seed",
+        "data",
+        "teachers",
+        "mean_teacher",
+        "best_teacher",
+        "ensemble",
+        "student",
+        "headroom",
+        "fidelity",
+        "cost",
+        "environment",
+    }
+    optional = {"regime", "verdict", "notes", "reliability", "history"}
+    assert set(value) == fixed | optional
+    assert set(value["cost"]) == {
+        "parameters",
+        "macs",
+        "train_seconds",
+        "train_images",
+        "teacher_images",
+        "latency_ms",
+        "ensemble_latency_ms",
+        "peak_memory_mb",
+    }
+    measures = {"accuracy", "top5", "nll", "brier", "ece", "count"}
+    for key in ("mean_teacher", "best_teacher", "ensemble"):
+        assert set(value[key]) == {"test"}
+        assert set(value[key]["test"]) == measures
+    assert set(value["student"]) == {"test", "validation", "sha256"}
+    assert set(value["student"]["validation"]) == measures
+    for teacher in value["teachers"]:
+        assert set(teacher) == {"path", "sha256", "architecture", "test"}
+    assert Report.model_validate(value).cost.teacher_images == 5 * (54 + 6)

@@ -1,0 +1,250 @@
+"""Every method of the registry, on every family of networks, with 2 and 3 teachers.
+
+A new method is tested here without a new line, unless its hyperparameters need a value
+that makes it small (`SMALL`).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from metaensemble.core.errors import InputError
+from metaensemble.core.files import sha256_of
+from metaensemble.data import Augmentation, ImageData, Normalization, TensorSplit
+from metaensemble.engine import RunLog, evaluate
+from metaensemble.methods import TrainedMethod
+from metaensemble.models import has_batchnorm, init_model
+from metaensemble.report import Report, read_report, write_report
+from metaensemble.teachers import Ensemble, MemberInfo, load_member, save_member
+from metaensemble.workflows.fuse import FuseOptions, fuse_students
+from metaensemble.workflows.options import RunOptions, open_session
+from metaensemble.workflows.registry import METHODS, MethodUnion, make_method
+from metaensemble.workflows.reporting import report_student, save_student
+
+SMALL: dict[str, dict[str, Any]] = {
+    "weightformer": {"width": 8, "heads": 1, "depth": 1, "tune_epochs": 1},
+}
+"""Hyperparameters that keep a method's own networks small."""
+
+FAMILIES = {
+    "mlp": ("mlp,width=8", 8),
+    "convnet": ("convnet,width=4", 8),
+    "resnet20": ("resnet20,width=0.25", 8),
+    "wrn16_1": ("wrn16_1", 8),
+    "vit": ("vit_small_32x32,depth=1,dim=16,heads=2,mlp_dim=16", 8),
+    "vgg11_bn": ("vgg11_bn,head=small", 32),
+}
+"""One small network of each family, and the size of its images."""
+
+CASES = [
+    pytest.param(
+        name,
+        family,
+        members,
+        id=f"{name}-{family}-{members}",
+        # its 9 million weights take seconds
+        marks=pytest.mark.slow if family == "vgg11_bn" else (),
+    )
+    for name in METHODS
+    for family in FAMILIES
+    for members in (2, 3)
+]
+
+
+def coloured(size: int) -> ImageData:
+    """Three classes of noise in different colours."""
+    random = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> TensorSplit:
+        labels = torch.arange(count) % 3
+        images = torch.randint(0, 256, (count, 3, size, size), generator=random)
+        images[torch.arange(count), labels] //= 4
+        return TensorSplit(images.to(torch.uint8), labels)
+
+    train = split(12)
+    return ImageData(
+        name="colours",
+        classes=("red", "green", "blue"),
+        train=train,
+        validation=split(6),
+        test=split(9),
+        unlabelled=None,
+        augmentation=Augmentation(pad=1, flip=True),
+        normalization=Normalization.of(train),
+    )
+
+
+def untrained(folder: Path, data: ImageData, architecture: str, count: int) -> Ensemble:
+    """Members with the small differences that methods of one start expect."""
+    members = []
+    for seed in range(count):
+        network = init_model(architecture, data.num_classes, data.input_shape, 0)
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=random)
+        info = MemberInfo(
+            architecture=architecture,
+            classes=data.classes,
+            input_shape=data.input_shape,
+            normalization=data.normalization,
+            start="one",
+        )
+        path = folder / f"{seed}.safetensors"
+        members.append(save_member(path, network.state_dict(), info))
+    return Ensemble(tuple(members))
+
+
+def small(name: str) -> MethodUnion:
+    """The method with one step of training."""
+    fields: dict[str, Any] = dict(SMALL.get(name, {}))
+    if issubclass(METHODS[name], TrainedMethod):
+        fields |= {"epochs": 1, "batch_size": 12}
+    return make_method(name, **fields)
+
+
+@pytest.mark.parametrize(("name", "family", "count"), CASES)
+def test_a_student_is_a_plain_member(name, family, count, tmp_path):
+    architecture, size = FAMILIES[family]
+    data = coloured(size)
+    ensemble = untrained(tmp_path, data, architecture, count)
+    before = [sha256_of(member.path) for member in ensemble.members]
+    method = small(name)
+    options = RunOptions(device="cpu", cache=tmp_path / "cache", quiet=True)
+    session = open_session(options, data, None, RunLog(quiet=True))
+
+    *_, student = fuse_students(session, ensemble, method)
+
+    # what came out is the plain network, and a file of it is a member
+    path = tmp_path / "student.safetensors"
+    save_student(path, ensemble, student, method)
+    member = load_member(path, data=data)
+    plain = init_model(architecture, 3, data.input_shape, 0).state_dict()
+    state = member.state()
+    assert set(state) == set(plain)
+    assert all(state[key].shape == plain[key].shape for key in plain)
+    assert member.info.architecture == architecture
+    normalization = student.info.normalization
+    here = evaluate(student.network, normalization, data.test)
+    there = evaluate(member.network(), normalization, data.test)
+    assert torch.equal(here.log_probs, there.log_probs)
+
+    # every number of the training was finite
+    for row in student.history:
+        assert all(torch.isfinite(torch.tensor(v)) for v in row.values()), row
+    if isinstance(method, TrainedMethod):
+        assert any(key.startswith("loss_") for key in student.history[-1])
+        assert student.train_images > 0
+
+    # its report is whole
+    report = report_student(
+        session, ensemble, student, command="a test", method=method, path=path
+    )
+    write_report(tmp_path / "report.json", report)
+    again = read_report(tmp_path / "report.json")
+    assert again.method["name"] == name
+    assert len(again.teachers) == count
+    assert again.student.sha256 == member.sha256
+    assert again.cost.parameters == sum(
+        p.numel()
+        for p in init_model(architecture, 3, data.input_shape, 0).parameters()
+    )
+
+    # the teachers are as they were
+    assert [sha256_of(member.path) for member in ensemble.members] == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_repeated_run_writes_the_same_bytes(name, tmp_path):
+    data = coloured(8)
+    ensemble = untrained(tmp_path, data, "convnet,width=4", 2)
+    assert has_batchnorm(ensemble.members[0].network())
+    hashes = set()
+    for turn in ("first", "second"):
+        options = RunOptions(device="cpu", cache=tmp_path / turn, quiet=True)
+        session = open_session(options, data, None, RunLog(quiet=True))
+        method = small(name)
+        torch.manual_seed(len(turn))  # whatever was drawn before plays no part
+        *_, student = fuse_students(session, ensemble, method)
+        path = tmp_path / f"{turn}.safetensors"
+        save_student(path, ensemble, student, method)
+        hashes.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_members_of_two_architectures_are_refused_or_taken(name, tmp_path):
+    data = coloured(8)
+    one = untrained(tmp_path / "one", data, "mlp,width=8", 1)
+    other = untrained(tmp_path / "other", data, "convnet,width=4", 1)
+    mixed = Ensemble((*one.members, *other.members))
+    options = RunOptions(device="cpu", cache=tmp_path / "cache", quiet=True)
+    session = open_session(options, data, None, RunLog(quiet=True))
+    if "one architecture" in METHODS[name].needs:
+        with pytest.raises(
+            InputError, match=r"must share one architecture, but .* choose --method kd"
+        ):
+            fuse_students(session, mixed, small(name))
+        return
+    *_, student = fuse_students(session, mixed, small(name))
+    report = report_student(
+        session, mixed, student, command="a test", method=small(name)
+    )
+    assert isinstance(report, Report)
+    assert {t.architecture for t in report.teachers} == {
+        "mlp,width=8",
+        "convnet,width=4",
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_student_is_refused_or_made(name, tmp_path):
+    data = coloured(8)
+    ensemble = untrained(tmp_path, data, "convnet,width=4", 2)
+    options = RunOptions(device="cpu", cache=tmp_path / "cache", quiet=True)
+    session = open_session(options, data, None, RunLog(quiet=True))
+    method = small(name)
+    if not isinstance(method, TrainedMethod) or name == "weightformer":
+        with pytest.raises(InputError, match="--student must be the members' arch"):
+            fuse_students(session, ensemble, method, "mlp,width=8")
+        return
+    *_, student = fuse_students(session, ensemble, method, "mlp,width=8")
+    assert student.info.architecture == "mlp,width=8"
+    assert student.info.normalization == data.normalization
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_tells_what_it_is(name):
+    kind = METHODS[name]
+    assert kind.model_fields["name"].default == name
+    assert kind.__doc__
+    for text in (kind.summary, kind.paper, kind.cost):
+        assert text.strip() == text != ""
+    assert all(isinstance(need, str) and need for need in kind.needs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_hyperparameter_is_documented_and_has_a_flag_of_its_own(name):
+    options = set(FuseOptions.model_fields) | {"method", "config", "help"}
+    for field, info in METHODS[name].model_fields.items():
+        assert info.description, f"{name}.{field} lacks a docstring"
+        assert field not in options, f"{name}.{field} is an option of fuse, too"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_frozen_values_that_refuse_unknown_fields(name):
+    method = make_method(name)
+    assert method == make_method(name)
+    with pytest.raises(ValidationError, match="frozen"):
+        method.name = "another"  # pyright: ignore
+    with pytest.raises(InputError, match=r"must be valid, but no_such_thing: .*--help"):
+        make_method(name, no_such_thing=1)
+
+
+def test_an_unknown_method_is_refused_with_all_names():
+    with pytest.raises(InputError, match="must be one of best_member, .* but is 'kdd'"):
+        make_method("kdd")

@@ -1,0 +1,54 @@
+"""Fixtures for all tests: tiny data, and members that nobody had to train."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaensemble.core.seeds import generator
+from metaensemble.data import ImageData, load_data
+from metaensemble.models import init_model
+from metaensemble.teachers import Member, MemberInfo, save_member
+from metaensemble.teachers.member import start_of
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    """The digits with 54 images for training and 6 for validation."""
+    return load_data("digits", limit_train=60)
+
+
+@pytest.fixture(scope="session")
+def make_member(digits: ImageData) -> Callable[..., Member]:
+    """Write an untrained member for `digits`, its weights fixed by the seed.
+
+    With a `start` (a member), it lies a small step away from that one's weights, and
+    its record says so.
+    """
+
+    def make(
+        path: Path,
+        seed: int,
+        architecture: str = "mlp,width=8",
+        start: Member | None = None,
+    ) -> Member:
+        network = init_model(architecture, digits.num_classes, digits.input_shape, seed)
+        if start is not None:
+            network.load_state_dict(start.state())
+        started_from = start_of(network)
+        random = generator(seed, "a little training")
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=random)
+        info = MemberInfo(
+            architecture=architecture,
+            classes=digits.classes,
+            input_shape=digits.input_shape,
+            normalization=digits.normalization,
+            start=started_from,
+            training={"seed": seed},
+        )
+        return save_member(path, network.state_dict(), info)
+
+    return make
