@@ -45,6 +45,7 @@ def load_ensemble(
     *,
     architecture: str | None = None,
     data: ImageData | None = None,
+    normalization: Normalization | None = None,
     average: Average = "probabilities",
 ) -> Ensemble:
     """Return the ensemble of the members in files and folders.
@@ -56,13 +57,20 @@ def load_ensemble(
             (``resnet20,width=2``) or ``package.module:factory``.
         data: gives bare state dicts their classes, input and normalisation; checked
             against all members.
+        normalization: of bare state dicts, that of their training; default: of `data`.
         average: what the ensemble averages.
 
     Raises:
         MissingFileError: a path does not exist.
         InputError: a file is broken, or the members do not form an ensemble.
     """
-    return load_members(paths, architecture=architecture, data=data, average=average)
+    return load_members(
+        paths,
+        architecture=architecture,
+        data=data,
+        normalization=normalization,
+        average=average,
+    )
 
 
 def fuse(

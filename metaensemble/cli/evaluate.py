@@ -13,12 +13,16 @@ from metaensemble.cli.parse import parse
 from metaensemble.core.files import claim_output, write_json
 from metaensemble.engine import RunLog
 from metaensemble.metrics import Measured, disagreement, measure
-from metaensemble.teachers import Average, load_ensemble
-from metaensemble.workflows.options import DataOptions, RunOptions, open_session
+from metaensemble.workflows.options import (
+    DataOptions,
+    MemberOptions,
+    RunOptions,
+    open_session,
+)
 from metaensemble.workflows.reporting import data_row
 
 
-class Evaluate(RunOptions, DataOptions):
+class Evaluate(RunOptions, MemberOptions, DataOptions):
     """Measure models on the test images, one by one and as an ensemble.
 
     Example: metaensemble evaluate zoo run/student.safetensors --data digits
@@ -26,10 +30,6 @@ class Evaluate(RunOptions, DataOptions):
 
     models: tuple[Path, ...] = Field(min_length=1)
     """Model files, or folders of them."""
-    architecture: str | None = None
-    """Of bare state dicts: built-in name with fields, or package.module:factory."""
-    average: Average = "probabilities"
-    """What the ensemble averages."""
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Write the figures to this file."""
     overwrite: bool = False
@@ -42,13 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.json_file:
         claim_output(options.json_file, overwrite=options.overwrite)
     data = options.load()
-    ensemble = load_ensemble(
-        options.models,
-        architecture=options.architecture,
-        data=data,
-        average=options.average,
-        at_least=1,
-    )
+    ensemble = options.load_members(options.models, data, at_least=1)
     with RunLog(quiet=options.quiet) as log:
         session = open_session(options, data, None, log)
         logits = session.cache.ensemble_logits(ensemble, data.test)

@@ -6,7 +6,6 @@ from metaensemble.cli.parse import parse_with_method
 from metaensemble.cli.show import command_line, show
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
-from metaensemble.teachers import load_ensemble
 from metaensemble.workflows.fuse import FuseConfig, FuseOptions, fuse_into
 from metaensemble.workflows.options import open_session, run_folder
 
@@ -29,12 +28,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     claim_output(config.out, overwrite=config.overwrite)
     data = config.load(unlabelled=config.unlabelled)
-    ensemble = load_ensemble(
-        config.members,
-        architecture=config.architecture,
-        data=data,
-        average=config.average,
-    )
+    ensemble = config.load_members(config.members, data)
     extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
     with run_folder(config.out, config, overwrite=config.overwrite, extra=extra) as f:
         with RunLog(f / "log.jsonl", quiet=config.quiet) as log:

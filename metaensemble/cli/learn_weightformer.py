@@ -6,7 +6,6 @@ from metaensemble.cli.parse import parse
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
-from metaensemble.teachers import load_ensemble
 from metaensemble.weightformer import load_predictor, save_predictor
 from metaensemble.workflows.options import open_session, run_folder
 from metaensemble.workflows.predict import LearnOptions, learn_predictor
@@ -32,7 +31,7 @@ def run(arguments: Sequence[str]) -> None:
             f"--out must be a .safetensors file, but is {options.out}; rename it"
         )
     data = options.load(unlabelled=options.unlabelled)
-    zoo = load_ensemble(options.zoo, architecture=options.architecture, data=data)
+    zoo = options.load_members(options.zoo, data)
     extra = {"zoo_sha256": [m.sha256 for m in zoo.members]}
     side = options.out.with_suffix("")  # config, log and, before the end, checkpoints
     side = side.with_name(side.name + "-training")

@@ -140,7 +140,11 @@ def read_yaml(path: Path, config: type[Config]) -> dict[str, Any]:
             raise InputError(
                 f"every key of {path} must be an option, but {key!r} is not; {hint}"
             )
-        annotation: Any = fields[key].rebuild_annotation()
+        info = fields[key]
+        annotation: Any = info.rebuild_annotation()
+        if info.discriminator:
+            told = Field(discriminator=info.discriminator)
+            annotation = Annotated[annotation, told]
         try:
             result[key] = TypeAdapter(annotation).validate_python(value)
         except ValidationError as error:
@@ -175,7 +179,8 @@ def _parse(
     for name, mark in marks.items():
         info = config.model_fields[name]
         shown[name] = (Annotated[info.rebuild_annotation(), mark], info)
-    model: Any = create_model(config.__name__, __base__=config, **shown)
+    bases = (_Speaking, config)
+    model: Any = create_model(config.__name__, __base__=bases, **shown)
     default = None
     if values:
         default = model.model_construct(
@@ -192,9 +197,23 @@ def _parse(
             args=list(arguments),
             default=default,
         )
-    except ValidationError as error:
-        text = f"{_first(error)}; see: metaensemble {command} --help"
-        raise InputError(text) from error
+    except (_WrongValueError, ValidationError) as error:
+        text = str(error) if isinstance(error, _WrongValueError) else _first(error)
+        raise InputError(f"{text}; see: metaensemble {command} --help") from error
+
+
+class _WrongValueError(Exception):
+    """A wrong value in one sentence; no ValueError, which tyro would box."""
+
+
+class _Speaking(Config):
+    """A config that tells of a wrong value in our words."""
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _WrongValueError(_first(error)) from error
 
 
 def _default(info: Any) -> Any:
@@ -206,8 +225,9 @@ def _default(info: Any) -> Any:
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    where = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+    if first["type"] == "value_error" and not first["loc"]:
+        return message  # of a validator of ours, a whole sentence
     message = message[0].lower() + message[1:]
-    return f"{where}: {message}, but got {first['input']!r}"
+    place = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+    where = f"{place}: " if place else ""
+    return f"{where}{message}, but got {first['input']!r}"

@@ -52,6 +52,7 @@ def run(arguments: Sequence[str]) -> None:
         options.members,
         architecture=predictor.info.architecture,
         data=data,
+        normalization=predictor.info.normalization,
         average=options.average,
         at_least=1,
     )

@@ -9,7 +9,7 @@ from metaensemble.data.batches import (
     steps_per_epoch,
 )
 from metaensemble.data.load import ImageData, load_data
-from metaensemble.data.normalization import Normalization
+from metaensemble.data.normalization import Normalization, parse_normalization
 from metaensemble.data.split import UNKNOWN, Split, TensorSplit, concatenate
 from metaensemble.data.streamed import StreamedSplit
 
@@ -28,5 +28,6 @@ __all__ = [
     "in_order",
     "load_data",
     "parse_augmentation",
+    "parse_normalization",
     "steps_per_epoch",
 ]

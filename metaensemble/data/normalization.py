@@ -8,6 +8,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metaensemble.core.config import Config
+from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import permutation
 from metaensemble.data.split import Split
 
@@ -85,3 +86,44 @@ class Normalization(Config):
         variance = square.double() / number / 255**2 - mean**2
         std = variance.clamp(min=STD_FLOOR**2).sqrt()
         return cls(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""What torchvision's ImageNet checkpoints were trained with."""
+
+
+def parse_normalization(text: str, channels: int) -> Normalization | None:
+    """Return the normalisation that `text` names; None for ``data``.
+
+    Args:
+        text: ``data`` (the statistics of the data at hand), ``imagenet``, ``none``
+            (pixels in [0, 1]), or numbers: means, a slash, deviations, such as
+            ``0.49,0.48,0.45/0.25,0.24,0.26``.
+        channels: of the images.
+
+    Raises:
+        InputError: the text is none of these, or not of that many channels.
+    """
+    if text == "data":
+        return None
+    found = None
+    if text == "imagenet":
+        found = IMAGENET
+    elif text == "none":
+        found = Normalization(mean=(0.0,) * channels, std=(1.0,) * channels)
+    else:
+        try:
+            mean, std = (
+                tuple(float(number) for number in part.split(","))
+                for part in text.split("/")
+            )
+            found = Normalization(mean=mean, std=std)
+        except ValueError:
+            found = None
+    if found is None or len(found.mean) != channels:
+        raise InputError(
+            f"--normalization must be data, imagenet, none, or {channels} means, a "
+            f"slash and {channels} positive deviations, but is {text!r}; "
+            "write, say, 0.5,0.5,0.5/0.25,0.25,0.25 for three channels"
+        )
+    return found

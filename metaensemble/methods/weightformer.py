@@ -188,6 +188,7 @@ class WeightFormerLearner(Learner):
             architecture=self._info.architecture,
             classes=self._info.classes,
             input_shape=self._info.input_shape,
+            normalization=self._info.normalization,
             trained_on=self._hashes,
             training={"method": self.config.model_dump(mode="json")},
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import State, refuse_different
-from metaensemble.data import ImageData
+from metaensemble.data import ImageData, Normalization
 from metaensemble.teachers.member import Member, MemberInfo, load_member
 
 Average = Literal["probabilities", "logits"]
@@ -131,6 +131,7 @@ def load_ensemble(
     *,
     architecture: str | None = None,
     data: ImageData | None = None,
+    normalization: Normalization | None = None,
     average: Average = "probabilities",
     at_least: int = 2,
 ) -> Ensemble:
@@ -140,6 +141,7 @@ def load_ensemble(
         paths: member files, or folders of them.
         architecture: for bare state dicts, what they are.
         data: checked against the members; needed for bare state dicts.
+        normalization: for bare state dicts, that of their training; default: of `data`.
         average: what the ensemble averages.
         at_least: how many members there must be.
 
@@ -154,7 +156,12 @@ def load_ensemble(
             f"an ensemble must have at least {at_least} members, but got {len(files)}; "
             "name more member files, or a folder of them"
         )
-    members = tuple(load_member(f, architecture=architecture, data=data) for f in files)
+    members = tuple(
+        load_member(
+            file, architecture=architecture, data=data, normalization=normalization
+        )
+        for file in files
+    )
     first = members[0]
     for i, member in enumerate(members):
         for other in members[:i]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
@@ -45,6 +47,7 @@ class Member:
     sha256: str
     info: MemberInfo
     tensors: tuple[str, ...] = field(repr=False)
+    """Names, sorted."""
 
     @property
     def name(self) -> str:
@@ -68,7 +71,11 @@ def build_from(info: MemberInfo) -> nn.Module:
 
 
 def load_member(
-    path: Path, *, architecture: str | None = None, data: ImageData | None = None
+    path: Path,
+    *,
+    architecture: str | None = None,
+    data: ImageData | None = None,
+    normalization: Normalization | None = None,
 ) -> Member:
     """Return the member in `path`, checked to be readable, finite and complete.
 
@@ -78,6 +85,7 @@ def load_member(
             an import path, the user's consent to import it.
         data: for a bare state dict, where classes, input shape and normalisation come
             from; also checked against the member's classes and input shape.
+        normalization: for a bare state dict, that of its training; default: of `data`.
 
     Raises:
         MissingFileError: there is no such file.
@@ -98,18 +106,19 @@ def load_member(
             architecture=str(Architecture.parse(architecture)),
             classes=data.classes,
             input_shape=data.input_shape,
-            normalization=data.normalization,
+            normalization=normalization or data.normalization,
         )
     if data is not None:
         _refuse_other_data(path, info, data)
-    load_strictly(build_from(info), state, str(path), info.architecture)
-    return Member(path, sha256_of(path), info, tuple(state))
+    shapes = _shapes(info.architecture, len(info.classes), info.input_shape)
+    _refuse_unfit(shapes, state, str(path), info.architecture)
+    return Member(path, sha256_of(path), info, tuple(sorted(state)))
 
 
 def save_member(path: Path, state: Mapping[str, Tensor], info: MemberInfo) -> Member:
     """Write a member file, whole or not at all, and return it as a `Member`."""
     save_state(path, state, info.model_dump(mode="json"))
-    return Member(path, sha256_of(path), info, tuple(state))
+    return Member(path, sha256_of(path), info, tuple(sorted(state)))
 
 
 def start_of(network: nn.Module) -> str:
@@ -125,14 +134,29 @@ def load_strictly(
     Raises:
         InputError: the first tensor that does not fit is named.
     """
-    own = network.state_dict()
-    for name, tensor in own.items():
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    _refuse_unfit(shapes, state, source, architecture)
+    network.load_state_dict(state, strict=False)
+
+
+@lru_cache(maxsize=16)  # many members of one architecture are checked in a row
+def _shapes(
+    architecture: str, classes: int, input_shape: tuple[int, int, int]
+) -> dict[str, torch.Size]:
+    network = build(architecture, classes, input_shape)
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _refuse_unfit(
+    shapes: Mapping[str, torch.Size], state: State, source: str, architecture: str
+) -> None:
+    for name, shape in shapes.items():
         if name not in state:
             if name.endswith("num_batches_tracked"):
                 continue
             problem = f"lacks {name!r}"
-        elif state[name].shape != tensor.shape:
-            got, want = tuple(state[name].shape), tuple(tensor.shape)
+        elif state[name].shape != shape:
+            got, want = tuple(state[name].shape), tuple(shape)
             problem = f"has {name!r} of shape {got} where it needs {want}"
         else:
             continue
@@ -140,13 +164,12 @@ def load_strictly(
             f"the tensors of {source} must be those of {architecture}, but it "
             f"{problem}; check --architecture, the classes and the input size"
         )
-    surplus = [name for name in state if name not in own]
+    surplus = [name for name in state if name not in shapes]
     if surplus:
         raise InputError(
             f"the tensors of {source} must be those of {architecture}, but it also "
             f"has {surplus[0]!r}; check --architecture"
         )
-    network.load_state_dict(state, strict=False)
 
 
 def _parse_info(path: Path, metadata: Mapping[str, Any]) -> MemberInfo:

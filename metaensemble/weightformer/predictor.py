@@ -12,6 +12,7 @@ from torch import Tensor
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import State, load_state, save_state
+from metaensemble.data import Normalization
 from metaensemble.weightformer.network import WeightFormer, WeightFormerConfig
 from metaensemble.weightformer.tokens import TokenSpec
 
@@ -33,6 +34,8 @@ class PredictorInfo(Config):
     """Class names of its teachers."""
     input_shape: tuple[int, int, int]
     """Channels, height and width of its teachers' inputs."""
+    normalization: Normalization
+    """Input normalisation of its teachers."""
     trained_on: tuple[str, ...]
     """SHA-256 of the members that it was trained on."""
     training: dict[str, Any] = Field(default_factory=dict)

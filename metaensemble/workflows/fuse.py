@@ -9,8 +9,13 @@ from metaensemble.merging import Merger
 from metaensemble.methods import WeightFormerMethod
 from metaensemble.models import Architecture
 from metaensemble.report import Report
-from metaensemble.teachers import Average, Ensemble
-from metaensemble.workflows.options import DataOptions, RunOptions, Session
+from metaensemble.teachers import Ensemble
+from metaensemble.workflows.options import (
+    DataOptions,
+    MemberOptions,
+    RunOptions,
+    Session,
+)
 from metaensemble.workflows.registry import AnyMethod, MethodUnion
 from metaensemble.workflows.reporting import write_run
 from metaensemble.workflows.students import (
@@ -21,20 +26,16 @@ from metaensemble.workflows.students import (
 )
 
 
-class FuseOptions(RunOptions, DataOptions):
+class FuseOptions(RunOptions, MemberOptions, DataOptions):
     """Make one model of N trained ones."""
 
     members: tuple[Path, ...]
     """Member files, or folders of them."""
     out: Path
     """The run: a folder that appears whole or not at all."""
-    architecture: str | None = None
-    """Of bare state dicts: built-in name with fields, or package.module:factory."""
     student: str | None = None
     """Architecture of the student, for methods that allow another; default: that of
     the first member."""
-    average: Average = "probabilities"
-    """What the ensemble averages."""
     unlabelled: bool = False
     """Distil also on the training images that --limit-train leaves out, unlabelled."""
     overwrite: bool = False

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +15,9 @@ from pydantic import Field
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import output_folder, write_text
-from metaensemble.data import ImageData, load_data
+from metaensemble.data import ImageData, load_data, parse_normalization
 from metaensemble.engine import RunLog
-from metaensemble.teachers import OutputCache
+from metaensemble.teachers import Average, Ensemble, OutputCache, load_ensemble
 
 NOT_IDENTITY = {"out", "overwrite", "quiet", "cache"}
 """Options that do not change what a run computes."""
@@ -42,6 +42,9 @@ class DataOptions(Config):
     """Height and width for image folders; default: theirs if equal, else 224."""
     augment: str = "auto"
     """auto, none, flip, crop or crop_flip."""
+    stream: bool | None = None
+    """Read image folders batch by batch instead of holding them in memory; default:
+    where they are too large."""
 
     def absolute(self) -> "DataOptions":
         """Return only these options, the path made absolute."""
@@ -59,7 +62,36 @@ class DataOptions(Config):
             seed=self.data_seed,
             image_size=self.image_size,
             augment=self.augment,
+            stream=self.stream,
             unlabelled=unlabelled,
+        )
+
+
+class MemberOptions(Config):
+    """What members are, and how their outputs are averaged."""
+
+    architecture: str | None = None
+    """Of bare state dicts: built-in name with fields, or package.module:factory. Also
+    your consent to import a factory that a member's record names."""
+    normalization: str = "data"
+    """Input normalisation that bare state dicts were trained with: data (the statistics
+    of --data), imagenet, none (pixels in [0, 1]), or means/deviations such as
+    0.49,0.48,0.45/0.25,0.24,0.26."""
+    average: Average = "probabilities"
+    """What the ensemble averages."""
+
+    def load_members(
+        self, paths: Sequence[Path], data: ImageData, *, at_least: int = 2
+    ) -> Ensemble:
+        """Return the ensemble of the members in files and folders."""
+        channels = data.input_shape[0]
+        return load_ensemble(
+            paths,
+            architecture=self.architecture,
+            data=data,
+            normalization=parse_normalization(self.normalization, channels),
+            average=self.average,
+            at_least=at_least,
         )
 
 

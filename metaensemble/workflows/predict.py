@@ -17,19 +17,22 @@ from metaensemble.methods import (
 from metaensemble.models import init_model
 from metaensemble.teachers import Average, Ensemble
 from metaensemble.weightformer import Predictor
-from metaensemble.workflows.options import DataOptions, RunOptions, Session
+from metaensemble.workflows.options import (
+    DataOptions,
+    MemberOptions,
+    RunOptions,
+    Session,
+)
 from metaensemble.workflows.students import Student, train
 
 
-class LearnOptions(GeneratorTraining, RunOptions, DataOptions):
+class LearnOptions(GeneratorTraining, RunOptions, MemberOptions, DataOptions):
     """Train a WeightFormer on random subsets of a zoo."""
 
     zoo: tuple[Path, ...]
     """Folders of members, or member files."""
     out: Path
     """The predictor's file (.safetensors)."""
-    architecture: str | None = None
-    """Of bare state dicts: built-in name with fields, or package.module:factory."""
     teachers: tuple[int, int] = (4, 4)
     """Smallest and largest number of teachers drawn per step."""
     hold_out: int | None = Field(default=None, ge=0)
@@ -71,6 +74,8 @@ class PredictOptions(RunOptions):
     """Height and width for image folders."""
     augment: str = "auto"
     """auto, none, flip, crop or crop_flip."""
+    stream: bool | None = None
+    """Read image folders batch by batch instead of holding them in memory."""
     unlabelled: bool = False
     """Tune also on the images that --limit-train leaves out, unlabelled."""
     tune_epochs: float = Field(default=0, ge=0)

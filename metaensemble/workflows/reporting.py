@@ -143,6 +143,8 @@ def write_run(
     write_report(folder / "report.json", report)
     write_card(folder / "card.md", report)
     write_page(folder / "page.html", f"{method.name_}: {final.name}", [report])
+    test = report.student.test.model_dump(mode="json")
+    session.log.event("student", method=method.name_, stage=student.stage, test=test)
     return report
 
 

@@ -145,7 +145,7 @@ def test_an_unreadable_image(refused, pictures):
 
 def test_a_truncated_image(refused, pictures):
     path = pictures / "test" / "ant" / "1.png"
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(path.read_bytes()[:40])
     refused(f"{TEACH} --data {pictures}", "must be readable, but .*ant/1.png is not")
 
 
@@ -198,7 +198,7 @@ def test_values(refused, zoo, flags, message):
         ("data: digits\nepocs: 3\n", "every key of c.yaml must be an option, but 'ep"),
         ("sed: 3\n", "but 'sed' is not; did you mean 'seed'"),
         ("seed: many\n", "in c.yaml, seed is wrong: .* but got 'many'"),
-        ("method: {name: kd, epocs: 3}\n", "in c.yaml, method is wrong: kd.epocs: "),
+        ("method: {name: kd, epocs: 3}\n", "in c.yaml, method is wrong: kd.epocs: extra inp"),
         ("method: {name: kdd}\n", "in c.yaml, method is wrong: "),
         ("- 3\n", r"c.yaml must map options to values, but holds \[3\]; write"),
         ("seed: [3\n", "c.yaml must be YAML, but is not .*; mend"),
@@ -223,10 +223,7 @@ def test_a_config_that_is_no_file(refused, path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("teach --data digits --architecture mlp --out zoo --lerning-rate 1", RATE)
-        for RATE in [("Unrecognized", "--learning-rate")]
-    ]
-    + [
+        (f"{TEACH} --data digits --lerning-rate 1", ("Unrecog", "--learning-rate")),
         ("fuse zoo --data digits --method kd --out r --temprature 2", ("--temperature",)),
         ("fuse zoo --data digits --out r", ("--method", "required", "soup")),
         ("fuse zoo --method kd --out r", ("--data", "required")),
@@ -255,15 +252,15 @@ def test_flags(cli, line, words):
         (f"{TEACH} --data digits --device tpu", "--device must be a device of this"),
         (
             "teach --data digits --architecture resnet21 --out zoo",
-            "'resnet21' is neither; did you mean resnet20",
+            "'resnet21' is neither; did you mean",
         ),
         (
             "teach --data digits --architecture mlp,depht=2 --out zoo",
             "mlp has no field 'depht'; its fields are",
         ),
         (
-            "teach --data digits --architecture vgg11_bn --out zoo",
-            "vgg11_bn",
+            "teach --data digits --architecture vit_b_16 --out zoo",
+            "patch=16 does not divide 8x8 pixels",
         ),
         (f"{TEACH} --data digits --members 0", "members: .* greater than or equal to"),
         (f"{TEACH} --data digits --start lost", "lost does not exist; make members"),
@@ -353,7 +350,7 @@ def test_a_loss_that_explodes_leaves_nothing(refused, zoo):
     refused(
         f"fuse {zoo} {DIGITS} --method kd --learning-rate 1e38 --clip 1e38 --epochs 9 "
         "--out run",
-        "the loss must stay finite, but in step .* of kd it is not .*; lower --learn",
+        "has diverged, train it again with a lower learning rate|lower --learning-rate",
     )
 
 

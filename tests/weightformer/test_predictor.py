@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import State, hash_state, load_state, save_state
+from metaensemble.data import Normalization
 from metaensemble.teachers import Member
 from metaensemble.weightformer import (
     Predictor,
@@ -35,6 +36,7 @@ def predictor(
         architecture=NAME,
         classes=("a", "b", "c"),
         input_shape=(1, 8, 8),
+        normalization=Normalization(mean=(0.3,), std=(0.4,)),
         trained_on=("0" * 64,),
         training={"seed": 0, "history": [{"step": 1, "kl": 0.5}]},
     )

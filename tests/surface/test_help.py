@@ -1,0 +1,64 @@
+"""What a newcomer sees first."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from metaensemble.cli import main
+from metaensemble.cli.main import COMMANDS
+from metaensemble.workflows.registry import METHODS
+
+
+def said(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    try:
+        assert main(line.split()) == 0
+    except SystemExit as leaving:
+        assert leaving.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return " ".join(out.split())
+
+
+@pytest.mark.parametrize("line", ["", "--help", "-h"])
+def test_the_start_page_lists_every_command(capsys, line):
+    out = said(line, capsys)
+    assert out.startswith("usage: metaensemble COMMAND")
+    for name, told in COMMANDS.items():
+        assert f"{name} {told}" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_by_an_example(capsys, command):
+    out = said(f"{command} --help", capsys)
+    assert out.startswith(f"usage: metaensemble {command}")
+    assert f"Example: metaensemble {command}" in out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_own_flags_are_in_its_help(capsys, name):
+    out = said(f"fuse --method {name} --help", capsys)
+    for field in METHODS[name].model_fields:
+        flag = "method" if field == "name" else field.replace("_", "-")
+        assert f"--{flag}" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_explained(capsys, command):
+    out = said(f"{command} --help", capsys)
+    assert "(required) --" not in out.replace("(required) --method", "")
+
+
+def test_the_start_page_is_there_at_once():
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "metaensemble", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.monotonic() - began < 5  # a loaded machine; 0.1 s on an idle one
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "metaensemble.cli.main" in loaded
+    assert not loaded & {"torch", "numpy", "tyro", "pydantic", "sklearn"}
