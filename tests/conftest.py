@@ -1,5 +1,6 @@
 """Fixtures for all tests: tiny data, and members that nobody had to train."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from metaensemble.data import ImageData, load_data
 from metaensemble.models import init_model
 from metaensemble.teachers import Member, MemberInfo, save_member
 from metaensemble.teachers.member import start_of
+
+# Networks this small are slower with two threads than with one; with several test
+# processes side by side (pytest -n), many times so. Also for commands run as processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

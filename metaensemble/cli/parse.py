@@ -74,7 +74,7 @@ def parse_with_method(
     extra: Any
     if kind is type(None):  # no method yet: help, or an error that asks for one
         choices: Any = Literal[tuple(METHODS)]  # pyright: ignore
-        extra = {"method": (choices, Field(description="How."))}
+        extra = {"method": (choices, Field(description="See: metaensemble methods."))}
     else:
         known = method.model_dump() if type(method) is kind else {}
         extra = {"settings": _flat(kind, known)}

@@ -82,9 +82,7 @@ def read_tokens(
     return torch.cat(columns, dim=1).float()
 
 
-def write_tokens(
-    spec: TokenSpec, tokens: Sequence[Float[Tensor, "rows width"]]
-) -> State:
+def write_tokens(spec: TokenSpec, tokens: Sequence[Float[Tensor, "_ _"]]) -> State:
     """Return the parameters that the tokens of all layers stand for.
 
     The inverse of `read_tokens` over ``spec.layers``; gradients pass through.

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from metaensemble.cli import main
 from metaensemble.teachers import Member
@@ -58,7 +57,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Run:
             status = main(words)
         except SystemExit as leaving:
             status = int(leaving.code or 0)
-        return Done(status, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Done(status, out, err)
 
     return run
 
@@ -73,7 +73,6 @@ def refused(cli: Run) -> Refused:
     """Demand status 2, one sentence on standard error, and nothing written."""
 
     def check(line: str, message: str) -> None:
-        random = torch.random.get_rng_state()
         before = listing(Path.cwd())
         done = cli(line)
         assert done.status == 2, done
@@ -82,7 +81,6 @@ def refused(cli: Run) -> Refused:
         assert done.err.count("\n") == 1, done.err
         assert re.search(message, done.err), done.err
         assert listing(Path.cwd()) == before
-        torch.random.set_rng_state(random)
 
     return check
 

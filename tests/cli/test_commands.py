@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from metaensemble.core.files import sha256_of
+from metaensemble.core.states import load_state, save_state
 from metaensemble.report import Report, read_report
 from metaensemble.teachers import load_member
 from metaensemble.weightformer import load_predictor
@@ -103,11 +104,10 @@ def test_a_config_fed_back_repeats_the_run(cli, zoo, name):
     assert cli("fuse --config run/config.yaml --out again").status == 0
     again = Path("again/student.safetensors").read_bytes()
     assert again == Path("run/student.safetensors").read_bytes()
-    configs = [yaml.safe_load(Path(f"{r}/config.yaml").read_text()) for r in RUNS]
+    configs = [
+        yaml.safe_load(Path(f"{r}/config.yaml").read_text()) for r in ("run", "again")
+    ]
     assert configs[0] == {**configs[1], "out": "run"}
-
-
-RUNS = ("run", "again")
 
 
 def test_a_seed_other_than_that_gives_another_student(cli, zoo):
@@ -216,8 +216,6 @@ def test_predict_with_data_and_tuning(cli, predictor, zoo):
 def test_predict_without_any_data_writes_the_student_alone(cli, predictor, zoo):
     known = load_predictor(predictor)
     training = {**known.info.training, "data_options": None}
-    from metaensemble.core.states import load_state, save_state
-
     info = known.info.model_copy(update={"training": training})
     save_state(Path("wf.safetensors"), load_state(predictor)[0], info.model_dump())
     done = cli(f"predict {members_of(zoo)} --predictor wf.safetensors --out run")

@@ -150,8 +150,7 @@ def test_a_student_is_a_plain_member(name, family, count, tmp_path):
     assert len(again.teachers) == count
     assert again.student.sha256 == member.sha256
     assert again.cost.parameters == sum(
-        p.numel()
-        for p in init_model(architecture, 3, data.input_shape, 0).parameters()
+        p.numel() for p in init_model(architecture, 3, data.input_shape, 0).parameters()
     )
 
     # the teachers are as they were
@@ -246,5 +245,5 @@ def test_methods_are_frozen_values_that_refuse_unknown_fields(name):
 
 
 def test_an_unknown_method_is_refused_with_all_names():
-    with pytest.raises(InputError, match="must be one of best_member, .* but is 'kdd'"):
+    with pytest.raises(InputError, match=r"must be one of best_member, .* 'kdd'"):
         make_method("kdd")

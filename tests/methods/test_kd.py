@@ -29,7 +29,9 @@ def test_a_high_temperature_compares_centred_logits(student, batch, logits):
     # T^2 KL -> sum over classes of (centred difference)^2 / (2 classes)
     z, teacher = logits(4, 5), logits(4, 5, seed=1)
     losses = KD(temperature=60).learner(student(z), None)(batch(LABELS, teacher[None]))
-    centred = (z - z.mean(-1, keepdim=True)) - (teacher - teacher.mean(-1, keepdim=True))
+    centred = (z - z.mean(-1, keepdim=True)) - (
+        teacher - teacher.mean(-1, keepdim=True)
+    )
     limit = centred.square().sum(-1).mean() / (2 * 5)
     assert losses["distillation"].item() == pytest.approx(limit.item(), rel=0.05)
 

@@ -1,27 +1,26 @@
 """A killed process leaves no output, and the same command ends in the same bytes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from metaensemble.cli import main
 from metaensemble.core.files import partial_folder, sha256_of
-from metaensemble.engine import RunLog, evaluate, fit
-from metaensemble.methods import KD
-from metaensemble.models import init_model
-from metaensemble.teachers import Ensemble, load_member
-from metaensemble.workflows.options import RunOptions, open_session
-from metaensemble.workflows.students import exported, train
+from metaensemble.engine import Fitted, fit
+from metaensemble.report import read_report
+from metaensemble.teachers import load_member
 
 TEACH = (
     "teach --data digits --limit-train 60 --architecture convnet,width=4 --members 3 "
-    "--epochs 60 --batch-size 16 --quiet"
+    "--epochs 30 --batch-size 16 --quiet"
 )
 
 
@@ -79,9 +78,9 @@ def test_teach_ends_in_the_same_bytes_after_a_kill():
     ]
 
 
-def test_a_kill_in_another_process_is_not_taken_for_our_run(capsys):
+def test_a_working_folder_of_other_settings_is_not_taken_up(capsys):
     working = partial_folder(Path("zoo"))
-    short = TEACH.replace("--epochs 60", "--epochs 1")
+    short = TEACH.replace("--epochs 30", "--epochs 1")
     working.mkdir()
     (working / ".identity").write_text("data: elsewhere\n")
     assert main(f"{short} --out zoo".split()) == 2
@@ -89,45 +88,73 @@ def test_a_kill_in_another_process_is_not_taken_for_our_run(capsys):
     assert main(f"{short} --out zoo --overwrite".split()) == 0
 
 
-def test_fuse_takes_up_its_checkpoint(make_member, digits, tmp_path):
-    """Killing `fuse` in the middle: its checkpoint is written by hand, at step 5."""
-    zoo = tmp_path / "zoo"
-    for seed in range(2):
-        make_member(zoo / f"{seed}.safetensors", seed, "convnet,width=4")
-    line = (
-        f"fuse {zoo} --data digits --limit-train 60 --method kd --start scratch "
-        "--epochs 6 --batch-size 16 --quiet"
-    )
+SMALL = "--width 8 --heads 1 --depth 1 --dropout 0.2"
+FUSE = "fuse zoo --data digits --limit-train 60 --batch-size 16 --quiet"
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "calls"),
+    [
+        (f"{FUSE} --method kd --start scratch --epochs 6", "students", 1),
+        (f"{FUSE} --method weightformer {SMALL} --epochs 3", "students", 1),
+        (f"{FUSE} --method weightformer {SMALL} --epochs 3", "students", 2),
+        (TEACH.replace("--epochs 30", "--epochs 6"), "teach", 1),
+        (TEACH.replace("--epochs 30", "--epochs 6"), "teach", 3),
+    ],
+    ids=["kd", "generator", "tuning", "first member", "last member"],
+)
+def test_an_interrupted_training_is_taken_up_at_its_checkpoint(
+    make_member, monkeypatch, capsys, line, module, calls
+):
+    """The training of the given number is left at step 5, as by control-C."""
+    first = make_member(Path("zoo/0.safetensors"), 0, "convnet,width=4")
+    make_member(Path("zoo/1.safetensors"), 1, "convnet,width=4", first)
     assert main(f"{line} --out whole".split()) == 0
 
-    working = partial_folder(Path("run").absolute())
-    log = working / "log.jsonl"
-    kill_when_there(f"{line} --out run", log)
+    begun = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Fitted:
+        begun.append(options["what"])
+        if len(begun) < calls:
+            return fit(*arguments, **options)
+        fit(*arguments, **options, stop_after=5)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"metaensemble.workflows.{module}.fit", interrupted)
+        assert main(f"{line} --out run".split()) == 130
+    assert "the same command continues the run" in capsys.readouterr().err
     assert not Path("run").exists()
-    _train_until(5, zoo, digits, tmp_path / "cache", working)
+
     assert main(f"{line} --out run".split()) == 0
-    assert '"event": "resume"' in (Path("run") / "log.jsonl").read_text()
+    log = [json.loads(row) for row in Path("run/log.jsonl").read_text().splitlines()]
+    resumed = [row for row in log if row["event"] == "resume"]
+    assert [row["what"] for row in resumed if row["step"] == 5] == begun[-1:]
     assert hashes(Path("run")) == hashes(Path("whole"))
-    assert not list(Path("run").glob(".*"))
+    assert not [path.name for path in Path("run").iterdir() if path.name[0] == "."]
+    if module == "students":
+        costs = [read_report(Path(run)).cost for run in ("whole", "run")]
+        assert costs[0].train_images == costs[1].train_images
+        assert costs[0].teacher_images == costs[1].teacher_images
 
 
-def _train_until(step: int, zoo: Path, digits, cache: Path, working: Path) -> None:
-    """Do what `fuse` does up to a step, and leave its checkpoint in `working`."""
-    members = tuple(load_member(path) for path in sorted(zoo.iterdir()))
-    ensemble = Ensemble(members)
-    method = KD(epochs=6, batch_size=16, start="scratch")
-    session = open_session(
-        RunOptions(device="cpu", cache=cache), digits, working, RunLog(quiet=True)
+def test_an_interrupted_predictor_is_taken_up(make_member, monkeypatch):
+    first = make_member(Path("zoo/0.safetensors"), 0)
+    for seed in range(1, 5):
+        make_member(Path(f"zoo/{seed}.safetensors"), seed, start=first)
+    line = (
+        f"learn-weightformer zoo --data digits --limit-train 60 --teachers 2 2 {SMALL} "
+        "--hold-out 2 --batch-size 16 --epochs 4 --quiet"
     )
-    network = init_model("convnet,width=4", 10, digits.input_shape, session.seed)
-    learner = method.learner(network, ensemble)
-    with pytest.MonkeyPatch.context() as patch:
+    assert main(f"{line} --out whole.safetensors".split()) == 0
 
-        def stopped(*args, **options):
-            return fit(*args, **options, stop_after=step)
+    def interrupted(*arguments: Any, **options: Any) -> Fitted:
+        fit(*arguments, **options, stop_after=7)
+        raise KeyboardInterrupt
 
-        patch.setattr("metaensemble.workflows.students.fit", stopped)
-        train(session, ensemble, method, learner, ensemble.info, "kd", 0)
-    assert (working / ".kd.ckpt").exists()
-    network = exported(session, learner, digits.normalization)
-    assert evaluate(network, digits.normalization, digits.test).measured.count == 897
+    with monkeypatch.context() as patch:
+        patch.setattr("metaensemble.workflows.students.fit", interrupted)
+        assert main(f"{line} --out wf.safetensors".split()) == 130
+    assert not Path("wf.safetensors").exists()
+    assert main(f"{line} --out wf.safetensors".split()) == 0
+    assert sha256_of(Path("wf.safetensors")) == sha256_of(Path("whole.safetensors"))

@@ -48,10 +48,17 @@ def command_lines(text: str) -> list[str]:
 def examples() -> list[str]:
     """The README's lines, and the examples that the commands' help gives."""
     told = []
-    for kind in (demo.Demo, teach.Teach, Fuse, evaluate.Evaluate, methods.Methods):
-        match = re.search(r"Example: (.*?)\n *\n|Example: (.*)", kind.__doc__ or "", re.S)
-        assert match
-        told.append(" ".join((match[1] or match[2]).split()))
+    for kind in (
+        demo.Demo,
+        teach.Teach,
+        Fuse,
+        learn_weightformer.LearnWeightformer,
+        predict.Predict,
+        evaluate.Evaluate,
+        methods.Methods,
+    ):
+        _, _, told_from = (kind.__doc__ or "").partition("Example: ")
+        told.append(" ".join(told_from.split("\n\n")[0].split()))
     return command_lines(README.read_text(encoding="utf-8")) + told
 
 

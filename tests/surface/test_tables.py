@@ -1,0 +1,46 @@
+"""Every table of figures is what its study's report says."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from metaensemble.report import read_reports
+from metaensemble.report.table import markdown_table
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(path.parent for path in ROOT.glob("benchmarks/*/report.json"))
+
+
+def script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_shows_the_reports():
+    tables = script(ROOT / "benchmarks" / "readme_tables.py")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in tables.TABLES:
+        assert f"<!-- table {name} -->" in text
+    assert text == tables.filled(text)
+
+
+def test_the_digits_table_is_the_report():
+    folder = ROOT / "benchmarks" / "digits"
+    rows = read_reports(folder)
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    for regime in ("one-start", "independent"):
+        assert markdown_table([row for row in rows if row.regime == regime]) in text
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_every_study_says_what_it_is(study: Path):
+    readme = (study / "README.md").read_text(encoding="utf-8")
+    for word in ("**Question.**", "**Setting.**", "**Command.**", "**Takeaway.**"):
+        assert word in readme
+    assert read_reports(study)
