@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -189,14 +191,20 @@ def _parse(
                 for name, info in model.model_fields.items()
             }
         )
+    complaint = io.StringIO()
     try:
-        return tyro.cli(
-            model,
-            prog=f"metaensemble {command}",
-            description=inspect.cleandoc(config.__doc__ or ""),
-            args=list(arguments),
-            default=default,
-        )
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                model,
+                prog=f"metaensemble {command}",
+                description=inspect.cleandoc(config.__doc__ or ""),
+                args=list(arguments),
+                default=default,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise InputError(_sentence(complaint.getvalue(), command)) from stop
     except (_WrongValueError, ValidationError) as error:
         text = str(error) if isinstance(error, _WrongValueError) else _first(error)
         raise InputError(f"{text}; see: metaensemble {command} --help") from error
@@ -214,6 +222,22 @@ class _Speaking(Config):
             super().__init__(**values)
         except ValidationError as error:
             raise _WrongValueError(_first(error)) from error
+
+
+def _sentence(box: str, command: str) -> str:
+    """Return tyro's framed complaint as one sentence."""
+    lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()]
+    ends = [i for i, line in enumerate(lines) if i and set(line) <= {"─"}]
+    said = " ".join(lines[1 : ends[0] if ends else None]).rstrip(".")
+    flags = [line.split(" ")[0] for line in lines if line.startswith("--")]
+    help_ = f"see: metaensemble {command} --help"
+    if said.startswith("Missing"):
+        named = ", ".join(flags) or said
+        return f"all required options must be given, but {named} is missing; {help_}"
+    if said.startswith("Unrecognized") and flags:
+        help_ = f"did you mean {flags[0]}? {help_}"
+    said = said[:1].lower() + said[1:] or "they are not"
+    return f"options must be those of metaensemble {command}, but: {said}; {help_}"
 
 
 def _default(info: Any) -> Any:

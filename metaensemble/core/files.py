@@ -96,11 +96,21 @@ def output_folder(out: Path, identity: str, *, overwrite: bool) -> Iterator[Path
     working.mkdir(parents=True, exist_ok=True)
     write_text(stamp, identity)
     yield working
-    if out.exists():
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    old = out.with_name(f".{out.name}.old")
+    if out.exists():  # kept until the new one has its name
+        _remove(old)
+        out.rename(old)
     working.rename(out)
+    _remove(old)
     # Last, so that a crash never leaves a working folder that anybody may adopt.
     (out / stamp.name).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -27,7 +27,7 @@ class Progress:
     """Where that was."""
     best_value: float = float("inf")
     """What was measured there; lower is better."""
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | int]] = field(default_factory=list)
     """One row per validation."""
     seconds: float = 0.0
     """Time spent so far, over all sessions."""

@@ -28,7 +28,7 @@ class Fitted:
 
     steps: int
     selected_step: int
-    history: list[dict[str, float]]
+    history: list[dict[str, float | int]]
     seconds: float
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -53,7 +53,7 @@ class RunLog:
         self._first = 0
         self._began = self._printed = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         self._progress.start()
         return self
 

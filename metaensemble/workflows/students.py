@@ -36,7 +36,7 @@ class Student:
     train_images: int = 0
     teacher_images: int = 0
     stage: Literal["predicted", "tuned"] | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | int]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
 

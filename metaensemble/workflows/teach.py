@@ -64,7 +64,8 @@ def teach_members(
     for seed in range(session.seed, session.seed + members):
         path = folder / f"member-{seed:04d}.safetensors"
         if path.exists():
-            taught.append(load_member(path, data=session.data))
+            member = load_member(path, architecture=architecture, data=session.data)
+            taught.append(member)
             continue
         taught.append(
             teach_member(
