@@ -75,7 +75,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _table(rows: Sequence[tuple[str, Measured]]) -> Table:
-    table = Table("model", title="test")
+    table = Table(title="test")
+    table.add_column("model", overflow="fold")
     for column in ("accuracy", "top-5", "NLL", "Brier", "ECE"):
         table.add_column(column, justify="right")
     for name, m in rows:

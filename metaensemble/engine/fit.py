@@ -176,7 +176,7 @@ def _validate(
     row = {"step": progress.step, **figures, **parts}
     progress.history.append(row)
     log.event("validation", what=what, **row)
-    value = figures["objective"]
+    value = float(figures["objective"])
     if value < progress.best_value:
         progress.best_value, progress.best_step = value, progress.step
         progress.best = copy.deepcopy(learner.state_dict())

@@ -88,12 +88,16 @@ class RunLog:
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._began, 1e-9)
         if self._live and self._task is not None:
-            text = f"{rate:.1f}/s {detail}"
+            text = f"{_pace(rate)} {detail}"
             self._progress.update(self._task, completed=done, detail=text)
         elif now - self._printed >= PLAIN_INTERVAL:
             self._printed = now
             left = (self._total - done) / max(rate, 1e-9)
             self.say(
-                f"{self._what}: {done}/{self._total}, {rate:.1f}/s, "
+                f"{self._what}: {done}/{self._total}, {_pace(rate)}, "
                 f"{left:.0f} s left {detail}"
             )
+
+
+def _pace(rate: float) -> str:
+    return f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"

@@ -1,7 +1,8 @@
 """Mergers: members' weights in, one network's weights out, without training."""
 
+from metaensemble.merging.aligned_soup import AlignedSoup
 from metaensemble.merging.best_member import BestMember
 from metaensemble.merging.contract import Merged, Merger
 from metaensemble.merging.soup import Soup, uniform_soup
 
-__all__ = ["BestMember", "Merged", "Merger", "Soup", "uniform_soup"]
+__all__ = ["AlignedSoup", "BestMember", "Merged", "Merger", "Soup", "uniform_soup"]

@@ -53,7 +53,7 @@ def verdict(report: Report) -> str:
         return (
             "The members do not share a start, so the mean of their weights is no "
             f"sensible network ({100 * student:.1f}% where one member has "
-            f"{100 * mean:.1f}%): use kd or weightformer."
+            f"{100 * mean:.1f}%): use aligned_soup, kd or weightformer."
         )
     whole = report.ensemble.test
     room = whole.accuracy - mean
@@ -65,6 +65,11 @@ def verdict(report: Report) -> str:
             "serve the best member."
         )
     gain = f"{100 * (student - mean):+.1f} points over the mean member"
+    if name == "best_member":
+        return (
+            f"The member that is best on validation has {100 * student:.1f}% "
+            f"({gain}), the ensemble {100 * whole.accuracy:.1f}%."
+        )
     if recovered <= 0:
         return (
             f"Not worth it: {name} is no better than the mean member ({gain}); "

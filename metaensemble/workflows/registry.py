@@ -10,10 +10,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.method import Method
-from metaensemble.merging import BestMember, Soup
+from metaensemble.merging import AlignedSoup, BestMember, Soup
 from metaensemble.methods import KD, WeightFormerMethod
 
-MethodUnion = BestMember | Soup | KD | WeightFormerMethod
+MethodUnion = BestMember | Soup | AlignedSoup | KD | WeightFormerMethod
 AnyMethod = Annotated[MethodUnion, Field(discriminator="name")]
 """One of the methods, told apart by its ``name``."""
 

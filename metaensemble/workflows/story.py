@@ -11,7 +11,7 @@ from typing import Literal
 
 from metaensemble.core.config import Config
 from metaensemble.data import ImageData, load_data
-from metaensemble.merging import BestMember, Soup
+from metaensemble.merging import AlignedSoup, BestMember, Soup
 from metaensemble.methods import KD, Supervised, WeightFormerMethod
 from metaensemble.report import Report
 from metaensemble.teachers import Ensemble, Member
@@ -79,7 +79,7 @@ def tell(story: Story, session: Session, folder: Path, command: str) -> list[Rep
     """
     _, unseen = teach_zoo(story, session, folder)
     rows = []
-    for method in (BestMember(), Soup(), story.kd):
+    for method in (BestMember(), Soup(), AlignedSoup(), story.kd):
         student = fuse_students(session, unseen, method)[-1]
         rows.append(_report(session, folder, unseen, student, method, command))
     form = story.weightformer

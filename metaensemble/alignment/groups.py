@@ -1,0 +1,71 @@
+"""What may be permuted in a network, and which tensors have to follow."""
+
+from collections.abc import Iterable
+
+from pydantic import Field
+
+from metaensemble.core.config import Config
+
+
+class Axis(Config):
+    """A stretch of one dimension of a tensor that follows a group's permutation."""
+
+    tensor: str
+    """Name in the state dict: of a parameter or of a buffer."""
+    dim: int = Field(ge=0)
+    """The dimension."""
+    offset: int = Field(default=0, ge=0)
+    """Where the stretch begins, beyond 0 after a concatenation."""
+    span: int = Field(default=1, ge=1)
+    """Consecutive entries per channel, such as height times width after a flatten."""
+    first: int = Field(default=0, ge=0)
+    """The group's channel with which the stretch begins."""
+    count: int = Field(ge=1)
+    """Number of the group's channels in the stretch."""
+    statistic: bool = False
+    """Whether it is a buffer: it moves along, but has no say in a matching."""
+
+
+class Group(Config):
+    """Channels that may change places, in all their tensors at once.
+
+    With several heads, a permutation must keep the channels of a head together, and
+    with several parts it must move the heads of all parts alike: the channels are
+    numbered by part, then by head. A layer of attention has two parts: the channels
+    that queries share with keys, and those that values share with the output.
+    """
+
+    name: str
+    """The layer that makes the channels."""
+    size: int = Field(ge=2)
+    """Number of channels, over all parts."""
+    axes: tuple[Axis, ...]
+    """Everything that must follow."""
+    heads: int = Field(default=1, ge=1)
+    """Blocks that move as wholes and may be permuted inside; 1: there are none."""
+    parts: int = Field(default=1, ge=1)
+    """Equal stretches of channels, none of which may leave its own."""
+
+
+class PermutationSpec(Config):
+    """The permutation symmetries of a network, and what was left out of them."""
+
+    groups: tuple[Group, ...]
+    """In order of execution; no two of them share an entry of a tensor's dimension."""
+    frozen: tuple[tuple[str, str], ...] = ()
+    """What keeps its order, and why: (tensor and dimension, or layer; reason)."""
+
+    def group(self, name: str) -> Group:
+        """Return the group of that name."""
+        return next(group for group in self.groups if group.name == name)
+
+    def without(self, names: Iterable[str], why: str) -> "PermutationSpec":
+        """Return the spec with some groups frozen, and named as such."""
+        names = set(names)
+        return PermutationSpec(
+            groups=tuple(g for g in self.groups if g.name not in names),
+            frozen=(
+                *self.frozen,
+                *((g.name, why) for g in self.groups if g.name in names),
+            ),
+        )
