@@ -100,6 +100,8 @@ def write_tokens(spec: TokenSpec, tokens: Sequence[Float[Tensor, "_ _"]]) -> Sta
     for name, blocks in pieces.items():
         ordered = [block for _, block in sorted(blocks, key=lambda item: item[0])]
         whole = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
-        state[name] = whole.reshape(spec.shapes[name])
+        # Dense, not a view of the tokens' columns: torch 2.13 on the CPU returns wrong
+        # gradients, silently, for convolutions of channels-last inputs with such views.
+        state[name] = whole.reshape(spec.shapes[name]).contiguous()
     state.update({alias: state[name] for alias, name in spec.ties.items()})
     return state

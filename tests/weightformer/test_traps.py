@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import seeded
@@ -17,14 +18,16 @@ from metaensemble.core.states import State, hash_state
 from metaensemble.data import ImageData
 from metaensemble.methods.contract import Batch
 from metaensemble.methods.weightformer import WeightFormerLearner, WeightFormerMethod
-from metaensemble.models import build
+from metaensemble.models import build, init_model
 from metaensemble.teachers import Ensemble, Member, load_ensemble
 from metaensemble.weightformer import (
     WeightFormer,
     WeightFormerConfig,
     derive_token_spec,
     load_predictor,
+    read_tokens,
     save_predictor,
+    write_tokens,
 )
 
 NAME = "convnet,width=2"
@@ -316,3 +319,27 @@ def test_labels_enter_only_if_asked(
     assert without(batch).keys() == {"divergence", "shift"}
     assert without(batch)["divergence"] == without(scrambled)["divergence"]
     assert with_labels(batch)["label"] != with_labels(scrambled)["label"]
+
+
+@pytest.mark.parametrize("name", ["convnet,width=4", "resnet20,width=0.5"])
+def test_gradients_do_not_depend_on_the_images_memory_layout(name: str):
+    # torch 2.13 on the CPU: channels-last images and weights that are strided views
+    # gave wrong gradients, so that generators diverged.
+    shape = (3, 16, 16)
+    network = init_model(name, 10, shape, 0).train()
+    spec = derive_token_spec(network, shape)
+    state = {key: value.detach() for key, value in network.state_dict().items()}
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(32, *shape, generator=random)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        tokens = [read_tokens(layer, state).requires_grad_() for layer in spec.layers]
+        buffers = {key: value.clone() for key, value in network.named_buffers()}
+        inputs = torch.empty_like(images, memory_format=layout).copy_(images)
+        weights = {**write_tokens(spec, tokens), **buffers}
+        logits = functional_call(network, weights, (inputs,))
+        logits.log_softmax(-1)[:, 0].mean().backward()
+        found.append([token.grad for token in tokens])
+    for plain, last in zip(*found, strict=True):
+        scale = float(plain.norm())
+        torch.testing.assert_close(last, plain, rtol=0, atol=1e-3 * scale)
