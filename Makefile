@@ -24,7 +24,7 @@ test: $(READY)
 
 # Learning tests, minutes long.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -m slow
 
 format: $(READY)
 	$(BIN)/ruff format .

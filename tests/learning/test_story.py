@@ -12,6 +12,7 @@ from metaensemble.engine import RunLog
 from metaensemble.methods import WeightFormerMethod
 from metaensemble.report import Report, read_reports
 from metaensemble.workflows.options import RunOptions, open_session
+from metaensemble.workflows.registry import METHODS
 from metaensemble.workflows.story import Regime, Story, teach_zoo, tell
 from metaensemble.workflows.students import weightformer_student
 
@@ -94,12 +95,14 @@ def test_the_command_writes_report_and_page(tmp_path: Path, capsys):
     assert rows == [
         ("best_member", None),
         ("soup", None),
+        ("aligned_soup", None),
         ("kd", None),
         ("weightformer", "predicted"),
         ("weightformer", "tuned"),
     ]
+    assert {name for name, _ in rows} == set(METHODS)  # every method that exists
     assert (out / "page.html").read_text().lower().startswith("<!doctype html>")
-    assert len(list((out / "students").iterdir())) == 5
+    assert len(list((out / "students").iterdir())) == 6
 
 
 def test_the_papers_direct_head_learns(tmp_path: Path):
