@@ -1,5 +1,6 @@
 """The contract of merging: state dicts in, state dict out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,13 +19,14 @@ class Merged:
     info: MemberInfo
 
 
-class Merger(Method):
+class Merger(Method, ABC):
     """A method that does not train."""
 
     cost: ClassVar[str] = "no training"
     stale_statistics: ClassVar[bool] = True
     """Whether batch-norm statistics must be re-estimated after `merge`."""
 
+    @abstractmethod
     def merge(self, members: Ensemble, measure: Callable[[Merged], Measured]) -> Merged:
         """Return one network made of the members.
 
@@ -33,4 +35,3 @@ class Merger(Method):
             measure: the figures of a candidate on the validation split, with its
                 batch-norm statistics re-estimated where they are stale.
         """
-        raise NotImplementedError
