@@ -6,7 +6,8 @@ A state dict maps tensor names to tensors. Nothing is ever unpickled beyond
 
 import hashlib
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,39 @@ def load_state(path: Path) -> tuple[State, dict[str, Any] | None]:
     return state, metadata
 
 
+class LazyState(Mapping[str, Tensor]):
+    """A state dict whose tensors are read from the file when they are asked for.
+
+    So that many networks can be merged in the memory of one tensor each. The file must
+    have been accepted by `load_state`, and must not change meanwhile. Pickled files are
+    mapped into memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._safe: Any = None
+        self._mapped: State = {}
+        if path.suffix == ".safetensors":
+            self._safe = safe_open(path, framework="pt").__enter__()
+            self._names = list(self._safe.keys())
+        else:
+            self._mapped = _load_pickled(path, mapped=True)
+            self._names = list(self._mapped)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._safe is None:
+            return self._mapped[name]
+        if name not in self._names:
+            raise KeyError(name)
+        return self._safe.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _load_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
     try:
         with safe_open(path, framework="pt") as handle:
@@ -86,9 +120,10 @@ def _load_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
     return state, metadata
 
 
-def _load_pickled(path: Path) -> State:
+def _load_pickled(path: Path, *, mapped: bool = False) -> State:
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        mmap = mapped and zipfile.is_zipfile(path)  # older formats cannot be mapped
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises half a dozen types for broken files
         raise InputError(
             f"{path} must be a state dict that loads without executing code "

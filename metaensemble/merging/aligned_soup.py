@@ -1,6 +1,5 @@
 """The mean of members after their hidden units have been brought to one order."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,9 +11,8 @@ from metaensemble.alignment import (
     prove,
 )
 from metaensemble.core.states import State
-from metaensemble.merging.contract import Merged, Merger
+from metaensemble.merging.contract import Bench, Merged, Merger
 from metaensemble.merging.soup import uniform_soup
-from metaensemble.metrics import Measured
 from metaensemble.teachers import Ensemble
 from metaensemble.teachers.member import build_from
 
@@ -37,7 +35,7 @@ class AlignedSoup(Merger):
     matching_seed: int = Field(default=0, ge=0)
     """Seed of the orders in which networks and groups of units are matched."""
 
-    def merge(self, members: Ensemble, measure: Callable[[Merged], Measured]) -> Merged:
+    def merge(self, members: Ensemble, bench: Bench) -> Merged:
         """Return the soup of the aligned members.
 
         Raises:

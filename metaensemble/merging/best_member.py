@@ -1,10 +1,8 @@
 """The member that is best on validation: what every other method has to beat."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
-from metaensemble.merging.contract import Merged, Merger
-from metaensemble.metrics import Measured
+from metaensemble.merging.contract import Bench, Merged, Merger
 from metaensemble.teachers import Ensemble
 
 
@@ -19,8 +17,8 @@ class BestMember(Merger):
     name: Literal["best_member"] = "best_member"
     """The method's name."""
 
-    def merge(self, members: Ensemble, measure: Callable[[Merged], Measured]) -> Merged:
+    def merge(self, members: Ensemble, bench: Bench) -> Merged:
         """Return the best member as it is."""
         candidates = (Merged(m.state(), m.info) for m in members.members)
-        ranked = ((measure(merged), merged) for merged in candidates)
+        ranked = ((bench.judge(merged).measured, merged) for merged in candidates)
         return max(ranked, key=lambda item: (item[0].accuracy, -item[0].nll))[1]

@@ -1,13 +1,13 @@
 """The uniform soup: the mean of the members' weights."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from metaensemble.core.errors import InputError
 from metaensemble.core.states import State, refuse_different
-from metaensemble.merging.contract import Merged, Merger
-from metaensemble.metrics import Measured
+from metaensemble.merging.contract import Bench, Merged, Merger
 from metaensemble.teachers import Ensemble
 
 
@@ -25,35 +25,45 @@ class Soup(Merger):
     name: Literal["soup"] = "soup"
     """The method's name."""
 
-    def merge(self, members: Ensemble, measure: Callable[[Merged], Measured]) -> Merged:
+    def merge(self, members: Ensemble, bench: Bench) -> Merged:
         """Return the uniform soup."""
-        members.one_architecture("a soup's members must share one architecture")
-        return Merged(uniform_soup(m.state() for m in members.members), members.info)
+        states = members.lazy_states("a soup's members must share one architecture")
+        return Merged(uniform_soup(states), members.info)
 
 
-def uniform_soup(states: Iterable[Mapping[str, Tensor]]) -> State:
-    """Return the mean of state dicts, tensor by tensor.
+def uniform_soup(states: Sequence[Mapping[str, Tensor]]) -> State:
+    """Return the mean of state dicts, tensor by tensor; see `weighted_soup`."""
+    return weighted_soup(states, [1.0] * len(states))
 
-    One state at a time is held beside the sum, which is float64, so that k copies of a
-    network give that network. Integer buffers are those of the first.
+
+def weighted_soup(
+    states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+) -> State:
+    """Return the weighted mean of state dicts, tensor by tensor.
+
+    Of lazy states, one tensor is held beside its sum, which is float64, so that k
+    copies of a network give that network. Integer buffers are those of the first.
+
+    Args:
+        states: at least one; all with the same names and shapes.
+        weights: one per state, summing to more than 0; only their ratios count.
 
     Raises:
-        InputError: names or shapes differ.
+        InputError: names or shapes differ, or there is no state.
     """
-    total: dict[str, Tensor] = {}
-    first: dict[str, Tensor] = {}
-    count = 0
-    for state in states:
-        if not first:
-            first = dict(state)
-            total = {n: t.double() for n, t in state.items() if t.is_floating_point()}
-        else:
-            named = {"the first member": first, f"member {count + 1}": state}
-            refuse_different(named, "a soup's members must share one architecture")
-            for name in total:
-                total[name] = total[name] + state[name]
-        count += 1
-    return {
-        name: (total[name] / count).to(like.dtype) if name in total else like.clone()
-        for name, like in first.items()
-    }
+    if not states:
+        raise InputError("a soup needs at least one network, but got none; name some")
+    first, *rest = states
+    for number, state in enumerate(rest, 2):
+        named = {"the first member": first, f"member {number}": state}
+        refuse_different(named, "a soup's members must share one architecture")
+    soup: State = {}
+    for name, like in first.items():
+        if not like.is_floating_point():
+            soup[name] = like.clone()
+            continue
+        total = like.double() * weights[0]
+        for state, weight in zip(rest, weights[1:], strict=True):
+            total += state[name].double() * weight
+        soup[name] = (total / sum(weights)).to(like.dtype)
+    return soup

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
-from metaensemble.core.states import State, refuse_different
+from metaensemble.core.states import LazyState, State, refuse_different
 from metaensemble.data import ImageData, Normalization
 from metaensemble.teachers.member import Member, MemberInfo, load_member
 
@@ -81,6 +81,17 @@ class Ensemble:
         states = {str(member.path): member.state() for member in self.members}
         refuse_different(states, why)
         return list(states.values())
+
+    def lazy_states(
+        self, why: str = "members must share one architecture"
+    ) -> list[LazyState]:
+        """Return the members' tensors, each read when it is asked for.
+
+        Raises:
+            InputError: they differ in names or shapes; `why` opens the message.
+        """
+        self.one_architecture(why)
+        return [member.lazy_state() for member in self.members]
 
     def log_probs(
         self, logits: Float[Tensor, "members batch classes"]

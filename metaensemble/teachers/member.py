@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import sha256_of
-from metaensemble.core.states import State, hash_state, load_state, save_state
+from metaensemble.core.states import (
+    LazyState,
+    State,
+    hash_state,
+    load_state,
+    save_state,
+)
 from metaensemble.data import ImageData, Normalization
 from metaensemble.models import Architecture, build
 
@@ -57,6 +63,10 @@ class Member:
     def state(self) -> State:
         """Read and return the tensors; the caller owns them."""
         return load_state(self.path)[0]
+
+    def lazy_state(self) -> LazyState:
+        """Return the tensors, each read from the file when it is asked for."""
+        return LazyState(self.path)
 
     def network(self) -> nn.Module:
         """Build the network, load the member's tensors, and return it in eval mode."""

@@ -1,6 +1,7 @@
 """The steps from an ensemble to a student: merge, train, predict, tune."""
 
 import copy
+import time
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,9 +17,9 @@ from metaensemble.engine import (
     prepare_statistics,
     steps_of,
 )
-from metaensemble.merging import BestMember, Merged, Merger
+from metaensemble.merging import Bench, BestMember, Judged, Merged, Merger
 from metaensemble.methods import KD, Learner, TrainedMethod, WeightFormerMethod
-from metaensemble.metrics import Measured
+from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, MemberInfo
 from metaensemble.teachers.member import load_strictly
@@ -50,16 +51,31 @@ def distillation_images(session: Session) -> Split:
 
 def merge_student(session: Session, ensemble: Ensemble, method: Merger) -> Student:
     """Return the student that a merger makes."""
+    started = time.monotonic()
+    merged = method.merge(ensemble, bench_of(session, ensemble, method))
+    network = network_of(session, merged, method.stale_statistics)
+    seconds = time.monotonic() - started
+    return Student(network, merged.info, train_seconds=seconds, notes=merged.notes)
 
-    def measure(merged: Merged) -> Measured:
-        network = _network_of(session, merged, method.stale_statistics)
-        normalization = merged.info.normalization
-        split = session.data.validation
-        return evaluate(network, normalization, split, session.device).measured
 
-    merged = method.merge(ensemble, measure)
-    network = _network_of(session, merged, method.stale_statistics)
-    return Student(network, merged.info)
+def bench_of(session: Session, ensemble: Ensemble, method: Merger) -> Bench:
+    """Return what a merger may look at."""
+    split = session.data.validation
+
+    def judge(merged: Merged) -> Judged:
+        network = network_of(session, merged, method.stale_statistics)
+        result = evaluate(network, merged.info.normalization, split, session.device)
+        target = ensemble.log_probs(session.cache.ensemble_logits(ensemble, split))
+        return Judged(result.measured, kl_to(target, result.log_probs))
+
+    return Bench(
+        session.data,
+        judge,
+        session.cache,
+        session.seed,
+        session.device,
+        session.log.say,
+    )
 
 
 def distil_student(
@@ -204,7 +220,7 @@ def predicted_student(
     refuse_unfit(ensemble, predictor)
     state = predictor.predict(ensemble.states())
     merged = Merged(state, ensemble.info)
-    network = _network_of(session, merged, stale=True)
+    network = network_of(session, merged, stale=True)
     return Student(network, ensemble.info, stage="predicted")
 
 
@@ -275,7 +291,8 @@ def _best_start(
     return merge_student(session, candidates, BestMember()).network
 
 
-def _network_of(session: Session, merged: Merged, stale: bool) -> nn.Module:
+def network_of(session: Session, merged: Merged, stale: bool) -> nn.Module:
+    """Return a merged network in eval mode, its statistics re-estimated if stale."""
     info = merged.info
     network = init_model(info.architecture, len(info.classes), info.input_shape, 0)
     load_strictly(network, merged.state, "the merged network", info.architecture)

@@ -11,14 +11,9 @@ from metaensemble.alignment import (
 )
 from metaensemble.core.states import State
 from metaensemble.data import ImageData
-from metaensemble.merging import AlignedSoup, Merged, uniform_soup
-from metaensemble.metrics import Measured
+from metaensemble.merging import AlignedSoup, Bench, uniform_soup
 from metaensemble.teachers import Ensemble, Member, load_ensemble, save_member
 from metaensemble.teachers.member import build_from
-
-
-def not_measured(_: Merged) -> Measured:
-    raise AssertionError("an aligned soup looks at no data")
 
 
 def permuted_copies(member: Member, folder: Path, copies: int) -> Ensemble:
@@ -43,13 +38,17 @@ def logits_of(member: Member, state: State, data: ImageData) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["mlp,width=8", "convnet,width=4", "wrn16_1"])
 def test_permuted_copies_merge_to_the_network(
-    tmp_path: Path, digits: ImageData, make_member: Callable[..., Member], name: str
+    tmp_path: Path,
+    digits: ImageData,
+    make_member: Callable[..., Member],
+    name: str,
+    blind: Bench,
 ):
     member = make_member(tmp_path / "one.safetensors", 0, name)
     copies = permuted_copies(member, tmp_path, 3)
     wanted = logits_of(member, member.state(), digits)
 
-    merged = AlignedSoup().merge(copies, not_measured)
+    merged = AlignedSoup().merge(copies, blind)
     torch.testing.assert_close(logits_of(member, merged.state, digits), wanted)
 
     plain = uniform_soup(copies.states())
@@ -57,14 +56,16 @@ def test_permuted_copies_merge_to_the_network(
 
 
 def test_members_of_one_start_keep_their_order(
-    tmp_path: Path, make_member: Callable[..., Member]
+    tmp_path: Path,
+    make_member: Callable[..., Member],
+    blind: Bench,
 ):
     start = make_member(tmp_path / "start.safetensors", 0)
     paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
     for seed, path in enumerate(paths):
         make_member(path, seed + 1, start=start)
     members = load_ensemble(paths)
-    aligned = AlignedSoup().merge(members, not_measured).state
+    aligned = AlignedSoup().merge(members, blind).state
     plain = uniform_soup(members.states())
     for name, tensor in plain.items():
         assert torch.equal(aligned[name], tensor)

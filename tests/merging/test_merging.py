@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import State, hash_state
-from metaensemble.merging import BestMember, Merged, Soup, uniform_soup
+from metaensemble.merging import Bench, BestMember, Soup, uniform_soup
 from metaensemble.metrics import Measured
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, Member, load_ensemble
@@ -33,10 +33,6 @@ def zoo(tmp_path: Path, make_member: Callable[..., Member]) -> Ensemble:
 
 def measured(accuracy: float, nll: float) -> Measured:
     return Measured(accuracy=accuracy, top5=1, nll=nll, brier=0, ece=0, count=10)
-
-
-def not_measured(_: Merged) -> Measured:
-    raise AssertionError("a uniform soup looks at no data")
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 7, 10])
@@ -68,7 +64,7 @@ def test_the_soup_does_not_depend_on_the_order(states: list[State]):
 def test_the_sum_is_float64():
     # In float32, 1e8 + 1 is 1e8; in float16, the sum would overflow, too.
     numbers = [1e8, 1.0, -1e8, 1.0]
-    soup = uniform_soup({"w": torch.tensor([number])} for number in numbers)
+    soup = uniform_soup([{"w": torch.tensor([number])} for number in numbers])
     assert soup["w"].tolist() == [0.5]
     assert soup["w"].dtype == torch.float32
     halves = uniform_soup([{"w": torch.tensor([60_000.0]).half()}] * 2)
@@ -107,20 +103,22 @@ def test_other_tensors_are_refused(
         uniform_soup([states[0], other])
 
 
-def test_the_soup_of_an_ensemble(zoo: Ensemble):
-    merged = Soup().merge(zoo, not_measured)
+def test_the_soup_of_an_ensemble(zoo: Ensemble, blind: Bench):
+    merged = Soup().merge(zoo, blind)
     assert hash_state(merged.state) == hash_state(uniform_soup(zoo.states()))
     assert merged.info == zoo.info
     assert Soup.stale_statistics
 
 
 def test_a_soup_of_two_architectures_is_refused(
-    zoo: Ensemble, make_member: Callable[..., Member]
+    zoo: Ensemble,
+    make_member: Callable[..., Member],
+    blind: Bench,
 ):
     other = make_member(zoo.members[0].path.with_name("3.safetensors"), 3)
     message = "a soup's members must share one architecture, but .*3.safetensors is mlp"
     with pytest.raises(InputError, match=message):
-        Soup().merge(Ensemble((*zoo.members, other)), not_measured)
+        Soup().merge(Ensemble((*zoo.members, other)), blind)
 
 
 @pytest.mark.parametrize(
@@ -132,24 +130,30 @@ def test_a_soup_of_two_architectures_is_refused(
     ],
 )
 def test_the_best_member_by_accuracy_then_nll(
-    zoo: Ensemble, figures: list[tuple[float, float]], best: int
+    zoo: Ensemble,
+    figures: list[tuple[float, float]],
+    best: int,
+    judging: Callable[..., Bench],
 ):
     known = {
         hash_state(state): measured(*pair)
         for state, pair in zip(zoo.states(), figures, strict=True)
     }
-    merged = BestMember().merge(zoo, lambda m: known[hash_state(m.state)])
+    merged = BestMember().merge(zoo, judging(lambda m: known[hash_state(m.state)]))
     assert hash_state(merged.state) == hash_state(zoo.members[best].state())
     assert merged.info == zoo.members[best].info
 
 
 def test_the_best_member_may_be_of_any_architecture(
-    zoo: Ensemble, make_member: Callable[..., Member]
+    zoo: Ensemble,
+    make_member: Callable[..., Member],
+    judging: Callable[..., Bench],
 ):
     other = make_member(zoo.members[0].path.with_name("3.safetensors"), 3)
     mixed = Ensemble((*zoo.members, other))
     merged = BestMember().merge(
-        mixed, lambda m: measured(float(m.info.architecture == "mlp,width=8"), 1)
+        mixed,
+        judging(lambda m: measured(float(m.info.architecture == "mlp,width=8"), 1)),
     )
     assert merged.info.architecture == "mlp,width=8"
     assert not BestMember.stale_statistics
