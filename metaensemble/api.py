@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -11,10 +12,10 @@ from metaensemble.data import ImageData, Normalization, Split
 from metaensemble.engine import RunLog
 from metaensemble.engine import evaluate as evaluate_network
 from metaensemble.metrics import Measured
-from metaensemble.report import Report
+from metaensemble.report import Findings, Report
 from metaensemble.teachers import Average, Ensemble, Member
 from metaensemble.teachers import load_ensemble as load_members
-from metaensemble.workflows.fuse import fuse_students
+from metaensemble.workflows.fuse import fuse_and_find
 from metaensemble.workflows.options import RunOptions, open_session
 from metaensemble.workflows.registry import MethodUnion, make_method
 from metaensemble.workflows.reporting import report_student, save_student
@@ -34,10 +35,13 @@ class Fused:
     _student: Student
     _ensemble: Ensemble
     _method: MethodUnion
+    _found: Findings
 
     def save(self, path: Path | str) -> Member:
         """Write the network as a member file, whole or not at all, and return it."""
-        return save_student(Path(path), self._ensemble, self._student, self._method)
+        return save_student(
+            Path(path), self._ensemble, self._student, self._method, self._found
+        )
 
 
 def load_ensemble(
@@ -79,6 +83,7 @@ def fuse(
     method: MethodUnion | str = "kd",
     *,
     student: str | None = None,
+    fallback: Literal["best_member"] | None = None,
     seed: int = 0,
     device: str = "auto",
     cache: Path | None = None,
@@ -92,24 +97,43 @@ def fuse(
         method: a method of `metaensemble.methods` or `metaensemble.merging`, or its
             name, which stands for its defaults.
         student: architecture of the student; default: that of the first member.
+        fallback: ``best_member`` gives that member instead of a student that is below
+            it on validation; the report says so.
         seed: of everything random.
         device: ``auto``, ``cpu``, ``cuda``, ...
         cache: folder of teacher outputs; default as for the commands.
         quiet: show no progress.
 
     Raises:
-        InputError: the method cannot work with these members or this student.
+        InputError: the method cannot work with these members or this student, or there
+            is no such fallback.
     """
+    if fallback not in (None, "best_member"):
+        raise InputError(
+            f"fallback must be None or 'best_member', but is {fallback!r}; "
+            "choose one of them"
+        )
     how = make_method(method) if isinstance(method, str) else method
     options = RunOptions(seed=seed, device=device, cache=cache, quiet=quiet)
     with RunLog(quiet=quiet) as log:
         session = open_session(options, data, None, log)
-        made = fuse_students(session, ensemble, how, student)[-1]
+        made, found = fuse_and_find(
+            session,
+            ensemble,
+            how,
+            student,
+            "none" if fallback is None else "best-member",
+        )
         report = report_student(
-            session, ensemble, made, command="metaensemble.fuse", method=how
+            session,
+            ensemble,
+            made,
+            command="metaensemble.fuse",
+            method=how,
+            found=found,
         )
     network = made.network.eval()
-    return Fused(network, made.info.normalization, report, made, ensemble, how)
+    return Fused(network, made.info.normalization, report, made, ensemble, how, found)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from metaensemble.alignment.activations import match_activations
 from metaensemble.alignment.apply import (
     Permutations,
+    PermutedState,
     apply_permutations,
     compose,
     identity,
@@ -13,6 +14,7 @@ from metaensemble.alignment.groups import Axis, Group, PermutationSpec
 from metaensemble.alignment.many import match_many
 from metaensemble.alignment.matching import Matching, match_weights
 from metaensemble.alignment.proof import prove
+from metaensemble.alignment.specfile import load_spec, save_spec, spec_for
 from metaensemble.alignment.trace import derive_permutations
 
 __all__ = [
@@ -21,14 +23,18 @@ __all__ = [
     "Matching",
     "PermutationSpec",
     "Permutations",
+    "PermutedState",
     "apply_permutations",
     "compose",
     "derive_permutations",
     "identity",
     "invert",
+    "load_spec",
     "match_activations",
     "match_many",
     "match_weights",
     "prove",
     "random_permutations",
+    "save_spec",
+    "spec_for",
 ]

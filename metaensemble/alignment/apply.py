@@ -1,6 +1,6 @@
 """Permutations as values: drawn, inverted, composed, applied to a state dict."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -57,38 +57,68 @@ def compose(first: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> Permutat
     return out
 
 
-def apply_permutations(
-    spec: PermutationSpec,
-    permutations: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-) -> State:
-    """Return a state dict with the channels in a new order: the same function.
+class PermutedState(Mapping[str, Tensor]):
+    """A state dict in a new order of channels: the same function.
 
-    Buffers such as batch norm's running statistics move along. Tensors that no group
-    touches are copied; the input stays as it is. Groups without a permutation keep
-    their order.
+    Each tensor is permuted, or copied, when it is asked for: of a lazily read state no
+    more than that is in memory. Buffers such as batch norm's running statistics move
+    along. Groups without a permutation keep their order.
 
     Raises:
         InputError: a permutation is of no group of the spec or none of its size, or
             the state lacks a tensor of the spec or has it in another shape.
     """
-    refuse_invalid(spec, permutations)
-    refuse_unfitting(spec, state)
-    indices: dict[tuple[str, int], Tensor] = {}
-    for group in spec.groups:
-        if group.name in permutations:
-            for axis in group.axes:
-                key = (axis.tensor, axis.dim)
-                index = indices.get(key)
-                if index is None:
-                    index = torch.arange(state[axis.tensor].shape[axis.dim])
-                    indices[key] = index
-                place(index, axis, permutations[group.name])
-    out = dict(state)
-    for (name, dim), index in indices.items():
-        tensor = out[name]
-        out[name] = tensor.index_select(dim, index.to(tensor.device))
-    return {name: t.clone() if t is state[name] else t for name, t in out.items()}
+
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        permutations: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> None:
+        refuse_invalid(spec, permutations)
+        refuse_unfitting(spec, state)
+        self._state = state
+        self._axes: dict[str, list[tuple[Axis, Tensor]]] = {}
+        for group in spec.groups:
+            if group.name in permutations:
+                for axis in group.axes:
+                    own = self._axes.setdefault(axis.tensor, [])
+                    own.append((axis, permutations[group.name]))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _permuted(self._state[name], self._axes.get(name, ()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+
+def apply_permutations(
+    spec: PermutationSpec,
+    permutations: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+) -> State:
+    """Return the whole `PermutedState`; the input stays as it is.
+
+    Raises:
+        InputError: see there.
+    """
+    return dict(PermutedState(spec, permutations, state))
+
+
+def _permuted(tensor: Tensor, axes: Iterable[tuple[Axis, Tensor]]) -> Tensor:
+    """Return a tensor with the axes' entries in a new order, or a copy."""
+    indices: dict[int, Tensor] = {}
+    for axis, permutation in axes:
+        if axis.dim not in indices:
+            indices[axis.dim] = torch.arange(tensor.shape[axis.dim])
+        place(indices[axis.dim], axis, permutation)
+    out = tensor
+    for dim, index in indices.items():
+        out = out.index_select(dim, index.to(tensor.device))
+    return out if indices else tensor.clone()
 
 
 def place(index: Tensor, axis: Axis, permutation: Tensor) -> None:
@@ -136,14 +166,17 @@ def _describe(permutation: Tensor) -> str:
 
 def refuse_unfitting(spec: PermutationSpec, state: Mapping[str, Tensor]) -> None:
     """Raise `InputError` if a state dict is not of the network of the spec."""
+    # A state may be read from its file: every tensor once.
+    named = {axis.tensor for group in spec.groups for axis in group.axes}
+    shapes = {name: tuple(state[name].shape) for name in named if name in state}
     for group in spec.groups:
         for axis in group.axes:
-            if axis.tensor not in state:
+            if axis.tensor not in shapes:
                 raise InputError(
                     f"a state must have the tensors of its spec, but lacks "
                     f"{axis.tensor!r}; derive the spec from this state's network"
                 )
-            shape = tuple(state[axis.tensor].shape)
+            shape = shapes[axis.tensor]
             end = axis.offset + axis.count * axis.span
             if axis.dim >= len(shape) or end > shape[axis.dim]:
                 raise InputError(

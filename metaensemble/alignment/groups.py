@@ -1,10 +1,12 @@
 """What may be permuted in a network, and which tensors have to follow."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from metaensemble.core.config import Config
+from metaensemble.core.errors import InputError
 
 
 class Axis(Config):
@@ -46,6 +48,22 @@ class Group(Config):
     parts: int = Field(default=1, ge=1)
     """Equal stretches of channels, none of which may leave its own."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Group":
+        if self.size % (self.heads * self.parts):
+            raise InputError(
+                f"a group's size must be a multiple of heads times parts, but "
+                f"{self.name!r} has {self.size} channels in {self.parts} x {self.heads}"
+            )
+        for axis in self.axes:
+            if axis.first + axis.count > self.size:
+                raise InputError(
+                    f"an axis must lie inside its group's {self.size} channels, but "
+                    f"{axis.tensor!r} in {self.name!r} covers channels {axis.first} to "
+                    f"{axis.first + axis.count - 1}"
+                )
+        return self
+
 
 class PermutationSpec(Config):
     """The permutation symmetries of a network, and what was left out of them."""
@@ -54,6 +72,30 @@ class PermutationSpec(Config):
     """In order of execution; no two of them share an entry of a tensor's dimension."""
     frozen: tuple[tuple[str, str], ...] = ()
     """What keeps its order, and why: (tensor and dimension, or layer; reason)."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> "PermutationSpec":
+        names: set[str] = set()
+        taken: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        for group in self.groups:
+            if group.name in names:
+                raise InputError(
+                    f"groups must have names of their own, but two are {group.name!r}"
+                )
+            names.add(group.name)
+            for axis in group.axes:
+                stop = axis.offset + axis.count * axis.span
+                stretch = (axis.offset, stop, group.name)
+                taken.setdefault((axis.tensor, axis.dim), []).append(stretch)
+        for (tensor, dim), stretches in taken.items():
+            for before, after in pairwise(sorted(stretches)):
+                if after[0] < before[1]:
+                    raise InputError(
+                        "an entry must be in one group only, once, but entry "
+                        f"{after[0]} of {tensor!r} dim {dim} is in {before[2]!r} and "
+                        f"{after[2]!r}"
+                    )
+        return self
 
     def group(self, name: str) -> Group:
         """Return the group of that name."""

@@ -1,5 +1,7 @@
 """Rules for layers: which dimensions their weights tie together."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from metaensemble.alignment.attention import attend
@@ -59,6 +61,51 @@ def convolve(
     return Traced(tuple(call.shape), (x.dims[0], weight.dims[0], *positions))
 
 
+def transpose_convolve(
+    trace: Trace,
+    call: Call,
+    x: Traced,
+    weight: Traced,
+    bias: Traced | None,
+    groups: int,
+) -> Layout:
+    """Tie a transposed convolution without groups."""
+    if groups != 1 or len(x.shape) != len(weight.shape):
+        return unknown(trace, call)
+    trace.freeze(x, slice(2, None), POSITIONS)
+    trace.freeze(weight, slice(2, None), KERNEL)
+    trace.spaces.tie(weight.dims[0], x.dims[1])
+    if bias is not None:
+        trace.spaces.tie(bias.dims[0], weight.dims[1])
+    positions = tuple(trace.fixed(n) for n in call.shape[2:])
+    return Traced(tuple(call.shape), (x.dims[0], weight.dims[1], *positions))
+
+
+def embed(trace: Trace, call: Call, x: Traced, weight: Traced) -> Layout:
+    """Look up rows of a table, which keep their numbers."""
+    trace.freeze(x, slice(None), POSITIONS)
+    trace.spaces.freeze(weight.dims[0], "entries of a table keep their numbers")
+    return Traced(tuple(call.shape), (*x.dims, weight.dims[1]))
+
+
+def norm_channels(
+    trace: Trace, x: Traced, vectors: Iterable[Traced], heads: int = 1
+) -> Traced:
+    """Tie what a norm keeps per channel; its groups are heads that stay together."""
+    if 1 < heads < x.shape[1]:
+        trace.spaces.in_heads(x.dims[1], heads)
+    for vector in vectors:
+        trace.spaces.tie(vector.dims[0], x.dims[1])
+    return x
+
+
+def slope(trace: Trace, x: Traced, weight: Traced) -> Traced:
+    """Tie the slopes of PReLU, unless there is one for all channels."""
+    if weight.shape[0] > 1:
+        trace.spaces.tie(weight.dims[0], x.dims[1])
+    return x
+
+
 def _linear(trace: Trace, call: Call) -> Layout:
     weight = trace.own(call, "weight")
     assert weight is not None
@@ -72,35 +119,20 @@ def _conv(trace: Trace, call: Call) -> Layout:
 
 
 def _conv_transpose(trace: Trace, call: Call) -> Layout:
-    (x, *_), weight = call.args, trace.own(call, "weight")
+    weight, bias = trace.own(call, "weight"), trace.own(call, "bias")
     assert weight is not None
-    if call.target.groups != 1 or len(x.shape) != len(weight.shape):
-        return unknown(trace, call)
-    trace.freeze(x, slice(2, None), POSITIONS)
-    trace.freeze(weight, slice(2, None), KERNEL)
-    trace.spaces.tie(weight.dims[0], x.dims[1])
-    if bias := trace.own(call, "bias"):
-        trace.spaces.tie(bias.dims[0], weight.dims[1])
-    positions = tuple(trace.fixed(n) for n in call.shape[2:])
-    return Traced(tuple(call.shape), (x.dims[0], weight.dims[1], *positions))
+    groups = call.target.groups
+    return transpose_convolve(trace, call, call.args[0], weight, bias, groups)
 
 
 def _channel_norm(trace: Trace, call: Call) -> Layout:
     (x, *_) = call.args
     if len(x.shape) < 2:
         return unknown(trace, call)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if vector := trace.own(call, name):
-            trace.spaces.tie(vector.dims[0], x.dims[1])
-    return x
-
-
-def _group_norm(trace: Trace, call: Call) -> Layout:
-    (x, *_) = call.args
-    heads = call.target.num_groups
-    if 1 < heads < x.shape[1]:
-        trace.spaces.in_heads(x.dims[1], heads)
-    return _channel_norm(trace, call)
+    names = ("weight", "bias", "running_mean", "running_var")
+    vectors = [trace.own(call, name) for name in names]
+    heads = getattr(call.target, "num_groups", 1)
+    return norm_channels(trace, x, filter(None, vectors), heads)
 
 
 def _layer_norm(trace: Trace, call: Call) -> Layout:
@@ -114,11 +146,9 @@ def _layer_norm(trace: Trace, call: Call) -> Layout:
 
 
 def _prelu(trace: Trace, call: Call) -> Layout:
-    (x, *_), weight = call.args, trace.own(call, "weight")
+    weight = trace.own(call, "weight")
     assert weight is not None
-    if weight.shape[0] > 1:
-        trace.spaces.tie(weight.dims[0], x.dims[1])
-    return x
+    return slope(trace, call.args[0], weight)
 
 
 def _pool(trace: Trace, call: Call) -> Layout:
@@ -136,17 +166,14 @@ def _pool(trace: Trace, call: Call) -> Layout:
 
 
 def _embedding(trace: Trace, call: Call) -> Layout:
-    (x, *_), weight = call.args, trace.own(call, "weight")
+    weight = trace.own(call, "weight")
     assert weight is not None
-    trace.freeze(x, slice(None), POSITIONS)
-    trace.spaces.freeze(weight.dims[0], "entries of a table keep their numbers")
-    return Traced(tuple(call.shape), (*x.dims, weight.dims[1]))
+    return embed(trace, call, call.args[0], weight)
 
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
-    nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _layer_norm,
     nn.PReLU: _prelu,
@@ -161,6 +188,7 @@ RULES: dict[type[nn.Module], Rule] = {
             nn.BatchNorm2d,
             nn.BatchNorm3d,
             nn.SyncBatchNorm,
+            nn.GroupNorm,
             nn.InstanceNorm1d,
             nn.InstanceNorm2d,
             nn.InstanceNorm3d,

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaensemble.alignment.layers import RULES, convolve, project
+from metaensemble.alignment.layers import (
+    RULES,
+    convolve,
+    embed,
+    norm_channels,
+    project,
+    slope,
+    transpose_convolve,
+)
 from metaensemble.alignment.reshaping import (
     chunk,
     concatenate,
@@ -16,6 +24,7 @@ from metaensemble.alignment.reshaping import (
     getitem,
     move,
     pad,
+    repeat,
     reshape,
     unbind,
 )
@@ -128,11 +137,31 @@ def _conv(trace: Trace, call: Call) -> Layout:
     return convolve(trace, call, x, weight, call.argument(2, "bias"))
 
 
-def _batch_norm(trace: Trace, call: Call) -> Layout:
+def _conv_transpose(trace: Trace, call: Call) -> Layout:
+    x, weight = call.args[0], call.argument(1, "weight")
+    if not isinstance(weight, Traced):
+        return unknown(trace, call)
+    groups = call.argument(6, "groups", 1)
+    bias = call.argument(2, "bias")
+    return transpose_convolve(trace, call, x, weight, bias, groups)
+
+
+def _channel_norm(trace: Trace, call: Call) -> Layout:
     x, *vectors = call.traced()
-    for vector in vectors:
-        trace.spaces.tie(vector.dims[0], x.dims[1])
-    return x
+    return norm_channels(trace, x, vectors)
+
+
+def _group_norm(trace: Trace, call: Call) -> Layout:
+    x, *vectors = call.traced()
+    return norm_channels(trace, x, vectors, call.argument(1, "num_groups"))
+
+
+def _prelu(trace: Trace, call: Call) -> Layout:
+    return slope(trace, call.args[0], call.argument(1, "weight"))
+
+
+def _embedding(trace: Trace, call: Call) -> Layout:
+    return embed(trace, call, call.args[0], call.argument(1, "weight"))
 
 
 def _layer_norm(trace: Trace, call: Call) -> Layout:
@@ -169,13 +198,19 @@ _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(("chunk", "split", "tensor_split"), chunk),
     **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose
+    ),
     **dict.fromkeys(("size", "dim", "numel", "item", "ndimension"), _nothing),
     "getitem": getitem,
+    "repeat": repeat,
     "unbind": unbind,
     "pad": pad,
     "linear": _linear,
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
+    "prelu": _prelu,
+    "group_norm": _group_norm,
+    **dict.fromkeys(("batch_norm", "instance_norm"), _channel_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     "scaled_dot_product_attention": _dot_product_attention,
 }
 
@@ -185,7 +220,7 @@ FUNCTIONS: dict[Callable[..., Any], Rule] = {
     for name in (base, f"{base}_")
     for space in (torch, F, operator)
     if hasattr(space, name)
-} | {getattr: _attribute}
+} | {getattr: _attribute, F.embedding: _embedding}
 """Function -> rule; the functions themselves, for anybody may call his own `add`."""
 
 MODULES: dict[type[nn.Module], Rule] = {

@@ -72,7 +72,7 @@ def _spread(trace: Trace, call: Call, whole: Dim, sizes: list[int]) -> list[Dim]
         elif period := _period(trace, whole, size):
             dims.append(trace.fixed(size))
             whole = period
-        elif size == 3 and len(sizes) - place > 2:  # queries, keys, values in one layer
+        elif size == 3 and _packed(trace, whole, sizes[place:]):
             parts = [spaces.part(whole, i * rest, (i + 1) * rest) for i in range(3)]
             for part in parts[1:]:
                 spaces.tie(parts[0], part)
@@ -88,6 +88,15 @@ def _spread(trace: Trace, call: Call, whole: Dim, sizes: list[int]) -> list[Dim]
                 )
             whole = trace.fixed(rest, f"keeps its order inside blocks ({call.name})")
     return dims
+
+
+def _packed(trace: Trace, whole: Dim, sizes: list[int]) -> bool:
+    """Return whether three stretches look like queries, keys, values in one layer.
+
+    They then keep their order, and their channels are permuted alike.
+    """
+    free = all(piece.span == 1 for piece in trace.spaces.resolve(whole))
+    return free or len(sizes) > 2
 
 
 def _period(trace: Trace, whole: Dim, times: int) -> Dim | None:
@@ -118,6 +127,18 @@ def expand(trace: Trace, call: Call) -> Layout:
         else trace.equal(size)
         for i, size in enumerate(call.shape)
     ]
+    return Traced(tuple(call.shape), tuple(dims))
+
+
+def repeat(trace: Trace, call: Call) -> Layout:
+    """Chain copies of a dimension."""
+    x, *times = call.args
+    times = times[0] if isinstance(times[0], tuple) else tuple(times)
+    new = len(times) - len(x.shape)
+    dims: list[Dim] = [trace.equal(size) for size in call.shape[:new]]
+    for size, dim, count in zip(x.shape, x.dims, times[new:], strict=True):
+        copies = trace.spaces.resolve(dim) * count
+        dims.append(trace.equal(count) if size == 1 else copies)
     return Traced(tuple(call.shape), tuple(dims))
 
 

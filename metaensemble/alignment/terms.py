@@ -185,7 +185,8 @@ def _add(gain: Tensor, term: _Term, mine: Tensor, theirs: Tensor) -> None:
 
 def _reorder(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
     for dim, index in indices.items():
-        tensor = tensor.index_select(dim, index)
+        if bool((index[1:] < index[:-1]).any()):  # else it is the identity
+            tensor = tensor.index_select(dim, index)
     return tensor
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
@@ -13,6 +13,8 @@ from metaensemble.cli.parse import parse
 from metaensemble.core.files import claim_output, write_json
 from metaensemble.engine import RunLog
 from metaensemble.metrics import Measured, disagreement, measure
+from metaensemble.workflows.diagnosis import diagnose
+from metaensemble.workflows.fuse import tell
 from metaensemble.workflows.options import (
     DataOptions,
     MemberOptions,
@@ -24,6 +26,8 @@ from metaensemble.workflows.reporting import data_row
 
 class Evaluate(RunOptions, MemberOptions, DataOptions):
     """Measure models on the test images, one by one and as an ensemble.
+
+    Of several models, a diagnosis on validation tells whether they are worth fusing.
 
     Example: metaensemble evaluate zoo run/student.safetensors --data digits
     """
@@ -46,6 +50,9 @@ def run(arguments: Sequence[str]) -> None:
     with RunLog(quiet=options.quiet) as log:
         session = open_session(options, data, None, log)
         logits = session.cache.ensemble_logits(ensemble, data.test)
+        diagnosis = diagnose(session, ensemble) if len(ensemble) > 1 else None
+        if diagnosis is not None:
+            tell(session, diagnosis)
     labels = data.test.labels
     each = [measure(rows.log_softmax(-1), labels) for rows in logits]
     together = measure(ensemble.log_probs(logits), labels)
@@ -55,7 +62,7 @@ def run(arguments: Sequence[str]) -> None:
         rows.append((f"ensemble of {len(ensemble)} ({options.average})", together))
     Console().print(_table(rows))
     if options.json_file:
-        document = {
+        document: dict[str, Any] = {
             "schema": 1,
             "command": "evaluate",
             "data": data_row(data).model_dump(mode="json"),
@@ -71,6 +78,8 @@ def run(arguments: Sequence[str]) -> None:
             "ensemble": {"test": together.model_dump(mode="json")},
             "disagreement": disagreement(logits.log_softmax(-1)),
         }
+        if diagnosis is not None:
+            document["diagnosis"] = diagnosis.model_dump(mode="json")
         write_json(options.json_file, document)
 
 

@@ -40,6 +40,7 @@ def run(arguments: Sequence[str]) -> None:
                 config.method,
                 command=command_line("fuse", arguments),
                 student=config.student,
+                fallback=config.fallback,
                 final=config.out,
             )
     show([report], config.out)

@@ -25,7 +25,10 @@ def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse(Methods, arguments, "methods")
     console = Console()
-    table = Table("method", "what it does", "needs", "cost", "paper", title="methods")
+    table = Table(title="methods")
+    table.add_column("method", no_wrap=True)  # names are typed as they stand
+    for column in ("what it does", "needs", "cost", "paper"):
+        table.add_column(column)
     for name, kind in METHODS.items():
         needs = ", ".join(kind.needs)
         table.add_row(name, kind.summary, needs, kind.cost, kind.paper)

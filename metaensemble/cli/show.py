@@ -20,5 +20,5 @@ def show(reports: Sequence[Report], where: Path) -> None:
     console = Console()
     console.print(comparison_table(list(reports)))
     if reports[-1].verdict:
-        console.print(reports[-1].verdict)
+        console.print(reports[-1].verdict, markup=False, highlight=False)
     console.print(f"Written to {where}", highlight=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metaensemble.core.method import Method
 from metaensemble.core.seeds import permutation
 from metaensemble.core.states import State
-from metaensemble.data import ImageData, Normalization
+from metaensemble.data import ImageData, Normalization, concatenate
 from metaensemble.metrics import Measured
 from metaensemble.teachers import Ensemble, MemberInfo, OutputCache
 
@@ -44,8 +44,9 @@ def _ignore(_: str) -> None:
 class Bench:
     """What a merger may look at beside its members: images, and a judge.
 
-    Training images come without labels; labels are only those of `judge` and
-    ``data.validation``. Test images are out of bounds.
+    `batches` gives training images, with the unlabelled ones if the user has such, and
+    no labels; labels are only those of `judge` and ``data.validation``. Test images are
+    out of bounds.
     """
 
     data: ImageData
@@ -75,6 +76,8 @@ class Bench:
             batch: images per batch.
         """
         split = self.data.train
+        if self.data.unlabelled is not None:
+            split = concatenate([split, self.data.unlabelled])
         chosen = permutation(len(split), self.seed, "bench")[:count]
         augmentation = self.data.augmentation if augmented else None
         draws = None

@@ -9,6 +9,19 @@ from metaensemble.methods.contract import Batch, StudentLearner, TrainedMethod
 from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
 from metaensemble.teachers import Average, Ensemble, ensemble_log_probs
 
+Start = Literal[
+    "best_member",
+    "scratch",
+    "soup",
+    "greedy_soup",
+    "learned_soup",
+    "aligned_soup",
+    "repair",
+    "regression_merge",
+    "ot_fusion",
+]
+"""What a student may start from; the mergers are those of the registry."""
+
 
 class KD(TrainedMethod):
     """Hinton et al. 2015 with the ensemble as the teacher.
@@ -29,9 +42,10 @@ class KD(TrainedMethod):
     """w: weight of the labels' cross-entropy."""
     direction: Direction = "forward"
     """forward: KL(teacher || student); reverse: KL(student || teacher)."""
-    start: Literal["best_member", "scratch"] = "best_member"
+    start: Start = "best_member"
     """Where the student starts: the member that is best on validation (where it has
-    the student's architecture), or fresh weights."""
+    the student's architecture), fresh weights, or what a merger with its defaults makes
+    of the members."""
 
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> StudentLearner:
         """Return the learner of `student`."""

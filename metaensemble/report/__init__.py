@@ -11,6 +11,14 @@ from metaensemble.report.files import (
     read_reports,
     write_report,
 )
+from metaensemble.report.findings import (
+    AgainstBest,
+    Barrier,
+    Curve,
+    Diagnosis,
+    Findings,
+    Point,
+)
 from metaensemble.report.schema import (
     Cost,
     DataRow,
@@ -30,10 +38,16 @@ from metaensemble.report.schema import (
 )
 
 __all__ = [
+    "AgainstBest",
+    "Barrier",
     "Cost",
+    "Curve",
     "DataRow",
+    "Diagnosis",
     "Fidelity",
+    "Findings",
     "Headroom",
+    "Point",
     "Reliability",
     "ReliabilityPair",
     "Report",

@@ -61,11 +61,14 @@ def by_setting(reports: Iterable[Report]) -> dict[str, list[Report]]:
 
 
 def by_method(reports: Sequence[Report]) -> list[list[Report]]:
-    """Return the reports grouped by setting, method with hyperparameters, and stage."""
-    same: dict[tuple[str, str, str], list[Report]] = {}
+    """Return the reports grouped by setting, method, stage and fallback.
+
+    Of a method, all hyperparameters count.
+    """
+    same: dict[tuple[str, str, str, bool], list[Report]] = {}
     for report in reports:
         method = json.dumps(report.method, sort_keys=True)
-        key = (setting_of(report), method, report.stage or "")
+        key = (setting_of(report), method, report.stage or "", report.fell_back)
         same.setdefault(key, []).append(report)
     return list(same.values())
 
@@ -166,10 +169,11 @@ def _values(rows: Sequence[Numbers]) -> dict[str, Value]:
 
 
 def _label(report: Report, methods: Sequence[dict[str, Any]]) -> str:
-    """Return name, what sets its hyperparameters apart from others', and stage."""
+    """Return name, hyperparameters unlike others', stage and fallback."""
     method = report.method
     rivals = [m for m in methods if m["name"] == method["name"]]
     odd = [k for k in method if any(m.get(k) != method[k] for m in rivals)]
     apart = ", ".join(f"{key}={method[key]}" for key in odd)
     label = f"{method['name']} ({apart})" if apart else method["name"]
-    return f"{label}, {report.stage}" if report.stage else label
+    label = f"{label}, {report.stage}" if report.stage else label
+    return f"{label}, fell back" if report.fell_back else label

@@ -9,6 +9,7 @@ import yaml
 
 from metaensemble.core.files import write_text
 from metaensemble.metrics.measure import Measured
+from metaensemble.report.findings import barrier_lines
 from metaensemble.report.schema import Report
 from metaensemble.report.table import escape_markdown, markdown_table
 from metaensemble.report.verdict import headline
@@ -25,11 +26,11 @@ $verdict
 ## What it is
 
 One network made from an ensemble of $members ($architecture) by `metaensemble`
-with the method $method. Weights: `student.safetensors`
+with the method $method.$fallback Weights: `student.safetensors`
 (sha256 `$sha256`).
 
 $hyperparameters
-
+$diagnosis
 ## Teachers
 
 $teachers
@@ -88,6 +89,8 @@ def write_card(path: Path, report: Report) -> None:
         architecture=escape_markdown(" / ".join(architectures) or "unknown"),
         members=len(report.teachers),
         method=escape_markdown(report.method["name"]),
+        fallback=_fallback(report),
+        diagnosis=_diagnosis(report),
         sha256=student.sha256 or "not recorded",
         hyperparameters=_bullets(
             {k: v for k, v in report.method.items() if k != "name"}
@@ -135,10 +138,31 @@ def front_matter(report: Report) -> dict[str, Any]:
 
 
 def _title(report: Report) -> str:
-    members = len(report.teachers)
+    members, name = len(report.teachers), report.method["name"]
+    if report.fell_back:
+        return f"Best of {members} teachers on {report.data.name}, instead of {name}"
+    return f"{name} student of {members} teachers on {report.data.name}"
+
+
+def _fallback(report: Report) -> str:
+    if report.against_best is None or not report.fell_back:
+        return ""
+    member = escape_markdown(report.against_best.best_member)
     return (
-        f"{report.method['name']} student of {members} teachers on {report.data.name}"
+        f"\nWhat the method made was below the best member on validation, so this is "
+        f"that member, {member}, as it was."
     )
+
+
+def _diagnosis(report: Report) -> str:
+    """Return the section on what was known before, and the barrier measured after."""
+    found = [*report.diagnosis.lines] if report.diagnosis else []
+    if report.barrier:
+        found += barrier_lines(report.barrier)
+    if not found:
+        return ""
+    rows = "".join(f"- {escape_markdown(line)}\n" for line in found)
+    return f"\n## The members before the work\n\n{rows}"
 
 
 def _teachers(report: Report) -> str:

@@ -121,6 +121,43 @@ def reliability_figure(report: Report) -> str | None:
         return _svg(figure, "Accuracy against confidence, student and ensemble")
 
 
+def barrier_figure(report: Report) -> str | None:
+    """Return accuracy and NLL on the line between two members, None if not measured."""
+    barrier = report.barrier
+    if barrier is None:
+        return None
+    curves = [(barrier.as_given, INK, "s", "as given")]
+    if barrier.aligned is not None:
+        curves.append((barrier.aligned, STUDENT, "o", "aligned"))
+    with mpl.rc_context(STYLE):
+        figure = Figure((WIDTH, 4.6), layout="constrained")
+        upper, lower = figure.subplots(2, sharex=True)
+        for curve, color, marker, label in curves:
+            shares = [point.alpha for point in curve.points]
+            style: dict[str, Any] = {
+                "color": color,
+                "marker": marker,
+                "markersize": 6,
+                "linewidth": 1.5,
+                "clip_on": False,
+            }
+            accuracies = [point.accuracy for point in curve.points]
+            upper.plot(shares, accuracies, label=label, **style)
+            lower.plot(shares, [point.nll for point in curve.points], **style)
+        _percent(upper, "y")
+        upper.set_ylabel("accuracy, %")
+        lower.set_ylabel("NLL, nats")
+        lower.set_ylim(bottom=0)
+        lower.yaxis.set_major_locator(MaxNLocator(5))
+        lower.set_xticks([0, 0.25, 0.5, 0.75, 1], ["first", "¼", "½", "¾", "second"])
+        lower.set_xlabel("share of the second member's weights")
+        for axes in (upper, lower):
+            axes.grid()
+        if len(curves) > 1:
+            upper.legend(loc="best")
+        return _svg(figure, "Accuracy and NLL between two members")
+
+
 def cost_figure(reports: Sequence[Report], cost: Cost) -> str | None:
     """Return accuracy against a cost, None where all points cost the same.
 

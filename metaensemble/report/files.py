@@ -22,6 +22,9 @@ OPTIONAL = (
     "conditioning",
     "reliability",
     "history",
+    "diagnosis",
+    "barrier",
+    "against_best",
 )
 """Keys of a report that are left out of the JSON where they hold nothing."""
 

@@ -14,6 +14,7 @@ from metaensemble.core.errors import InputError
 from metaensemble.core.files import write_text
 from metaensemble.report import figures
 from metaensemble.report.aggregate import by_setting, lines
+from metaensemble.report.findings import barrier_lines
 from metaensemble.report.schema import Report
 from metaensemble.report.table import cells
 from metaensemble.report.verdict import best_method, headline
@@ -74,7 +75,13 @@ def write_page(path: Path, title: str, reports: Sequence[Report]) -> None:
     parts = [_tiles(best_method(reports))]
     for setting, group in settings.items():
         parts += [f"<h2>{escape(setting)}</h2>", _table(group), *_figures(group)]
-    parts += [_reading(), _notes(reports), _repeat(reports), _environment(reports)]
+    parts += [
+        _reading(),
+        _diagnosis(reports),
+        _notes(reports),
+        _repeat(reports),
+        _environment(reports),
+    ]
     text = PAGE.substitute(
         title=escape(title),
         style=files("metaensemble.report").joinpath("page.css").read_text("utf-8"),
@@ -92,7 +99,7 @@ def _tiles(reports: Sequence[Report]) -> str:
         (f"{100 * values[kind]['accuracy'].mean:.1f}%", name)
         for kind, name in (
             ("mean member", "mean member"),
-            ("method", reports[0].method["name"]),
+            ("method", _shown_name(reports[0])),
             ("ensemble", "ensemble"),
         )
     ]
@@ -108,6 +115,11 @@ def _tiles(reports: Sequence[Report]) -> str:
         for number, name in tiles
     )
     return f'<dl class="tiles">{rows}</dl>'
+
+
+def _shown_name(report: Report) -> str:
+    name = report.method["name"]
+    return f"best member, instead of {name}" if report.fell_back else name
 
 
 def _table(reports: Sequence[Report]) -> str:
@@ -155,6 +167,7 @@ def _figures(reports: Sequence[Report]) -> list[str]:
             "confidence equals accuracy; below it, the model is too sure. The larger "
             "the mark, the more images have that confidence.",
         ),
+        (figures.barrier_figure(shown), _barrier_caption(shown)),
     ]
     items = "".join(
         f'<figure><div class="scroll" tabindex="0">{_inked(svg)}</div>'
@@ -163,6 +176,30 @@ def _figures(reports: Sequence[Report]) -> list[str]:
         if svg is not None
     )
     return [f'<div class="figures">{items}</div>']
+
+
+def _barrier_caption(report: Report) -> str:
+    if report.barrier is None:
+        return ""
+    return (
+        f"Networks on the straight line between the first two members, on "
+        f"{report.barrier.images:,} validation images; batch-norm statistics "
+        "re-estimated between the ends. The barrier is the largest NLL between the "
+        "ends minus the mean of theirs; "
+        f"{'; '.join(barrier_lines(report.barrier))}."
+    )
+
+
+def _diagnosis(reports: Sequence[Report]) -> str:
+    """Return what was known of the members before the work, if they are one set."""
+    found = _distinct(
+        "".join(f"<li>{escape(line)}</li>" for line in report.diagnosis.lines)
+        for report in reports
+        if report.diagnosis is not None
+    )
+    if len(found) != 1:
+        return ""
+    return f"<h2>The members before the work</h2><ul>{found[0]}</ul>"
 
 
 def _inked(svg: str) -> str:

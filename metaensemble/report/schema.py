@@ -9,22 +9,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float, Int64
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.metrics.calibration import reliability
 from metaensemble.metrics.measure import Measured
+from metaensemble.report.findings import AgainstBest, Barrier, Diagnosis
+from metaensemble.report.row import Row
 
 SCHEMA = 1
 
 
-class _Row(Config):
-    model_config = ConfigDict(allow_inf_nan=False, populate_by_name=True)
-
-
-class DataRow(_Row):
+class DataRow(Row):
     """The data: its name, the number of images of each split, and of classes."""
 
     name: str
@@ -34,7 +31,7 @@ class DataRow(_Row):
     classes: int
 
 
-class TestRow(_Row):
+class TestRow(Row):
     """A model of which only the test result matters here."""
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
@@ -42,7 +39,7 @@ class TestRow(_Row):
     test: Measured
 
 
-class TeacherRow(_Row):
+class TeacherRow(Row):
     """One member of the ensemble."""
 
     path: str
@@ -51,7 +48,7 @@ class TeacherRow(_Row):
     test: Measured
 
 
-class StudentRow(_Row):
+class StudentRow(Row):
     """The one model that was made."""
 
     test: Measured
@@ -59,7 +56,7 @@ class StudentRow(_Row):
     sha256: str | None = None
 
 
-class Headroom(_Row):
+class Headroom(Row):
     """What there was to win over the average teacher, and how much of it was won."""
 
     ensemble_minus_mean_teacher: float
@@ -68,14 +65,14 @@ class Headroom(_Row):
     """(student - mean teacher) / headroom; null where there was no headroom."""
 
 
-class Fidelity(_Row):
+class Fidelity(Row):
     """The student against its own ensemble, on test."""
 
     agreement: float
     kl: float
 
 
-class Cost(_Row):
+class Cost(Row):
     """What training took and serving takes; null where it was not measured."""
 
     parameters: int | None = None
@@ -88,7 +85,7 @@ class Cost(_Row):
     peak_memory_mb: float | None = None
 
 
-class Reliability(_Row):
+class Reliability(Row):
     """Mean confidence, accuracy and number of examples of each confidence bin."""
 
     confidence: list[float]
@@ -96,14 +93,14 @@ class Reliability(_Row):
     count: list[int]
 
 
-class ReliabilityPair(_Row):
+class ReliabilityPair(Row):
     """The bins of the student and of its ensemble, on test."""
 
     student: Reliability
     ensemble: Reliability
 
 
-class Report(_Row):
+class Report(Row):
     """One student: where it comes from, what it is worth, what it costs."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -135,6 +132,17 @@ class Report(_Row):
     reliability: ReliabilityPair | None = None
     history: list[dict[str, int | float | None]] | None = None
     """Points of the training curve: step, images, loss, validation_accuracy, ..."""
+    diagnosis: Diagnosis | None = None
+    """What was known of the members before the work."""
+    barrier: Barrier | None = None
+    """The way between the first two members, for methods that merge weights."""
+    against_best: AgainstBest | None = None
+    """The student and the best member on validation; which of them was shipped."""
+
+    @property
+    def fell_back(self) -> bool:
+        """Return whether the best member was shipped instead of what was made."""
+        return self.against_best is not None and self.against_best.fallback
 
     @field_validator("method", "environment")
     @classmethod
@@ -151,7 +159,7 @@ class Report(_Row):
         return method
 
 
-class Rows(_Row):
+class Rows(Row):
     """The file of `demo`: one report per method."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -159,7 +167,7 @@ class Rows(_Row):
     seconds: float
 
 
-class Study(_Row):
+class Study(Row):
     """The file of a study under ``benchmarks/``."""
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")

@@ -40,7 +40,33 @@ def headline(reports: Sequence[Report]) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Return one sentence on whether this student was worth making."""
+    """Return in a sentence or two whether this student was worth making.
+
+    That it is below the best member on validation comes first. Where that may be chance
+    (within one standard error) or rests on the NLL alone, the sentence on test data
+    follows.
+    """
+    against = report.against_best
+    if against is None or not against.worse:
+        return _on_test(report)
+    name = report.method["name"]
+    below = against.sentence(name)
+    if report.fell_back:
+        return f"{below}: the student is that member instead, as --fallback asks."
+    if against.within_noise:
+        below += f", within the noise of {against.images:,} validation images"
+    if against.within_noise or against.difference == 0:
+        return f"{below}. {_on_test(report)}"
+    if report.regime == "independent" and name == "soup":
+        below += (
+            "; the members do not share a start, so the mean of their weights is no "
+            "sensible network"
+        )
+    return f"{below}: ship that member, as --fallback best-member does."
+
+
+def _on_test(report: Report) -> str:
+    """Return one sentence on what the student is worth on test data."""
     name, recovered = report.method["name"], report.headroom.recovered
     members = len(report.teachers)
     if recovered is None:

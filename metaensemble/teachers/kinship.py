@@ -1,12 +1,12 @@
 """Do the members descend from one start? Weight averages make sense only if so."""
 
-import itertools
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from metaensemble.core.config import Config
-from metaensemble.core.states import State
 from metaensemble.teachers.ensemble import Ensemble
 
 COSINE_OF_KIN = 0.4
@@ -41,7 +41,7 @@ def kinship(ensemble: Ensemble) -> Kinship:
     Raises:
         InputError: the members differ in architecture.
     """
-    states = ensemble.states("members must share one architecture to be compared")
+    states = ensemble.lazy_states("members must share one architecture to be compared")
     cosine = mean_cosine(states)
     starts = [member.info.start for member in ensemble.members]
     recorded = all(start is not None for start in starts)
@@ -49,10 +49,17 @@ def kinship(ensemble: Ensemble) -> Kinship:
     return Kinship(one_start=one_start, cosine=cosine, recorded=recorded)
 
 
-def mean_cosine(states: list[State]) -> float:
-    """Return the mean over pairs of the cosine of the flattened weight matrices."""
-    names = [n for n, t in states[0].items() if t.ndim > 1 and t.is_floating_point()]
-    flat = [torch.cat([s[n].float().flatten() for n in names]) for s in states]
-    unit = [row / row.norm().clamp_min(1e-12) for row in flat]
-    cosines = [float(a @ b) for a, b in itertools.combinations(unit, 2)]
-    return sum(cosines) / len(cosines) if cosines else 1.0
+def mean_cosine(states: Sequence[Mapping[str, Tensor]]) -> float:
+    """Return the mean over pairs of the cosine of the flattened weight matrices.
+
+    Of lazy states, one tensor of every member is in memory at a time.
+    """
+    products = torch.zeros(len(states), len(states), dtype=torch.float64)
+    for name, like in states[0].items():
+        if like.ndim > 1 and like.is_floating_point():
+            rows = torch.stack([state[name].flatten().double() for state in states])
+            products += rows @ rows.T
+    norms = products.diagonal().sqrt().clamp_min(1e-12)
+    cosines = products / norms[:, None] / norms
+    above = torch.triu_indices(len(states), len(states), 1)
+    return float(cosines[*above].mean()) if len(states) > 1 else 1.0

@@ -10,10 +10,30 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.method import Method
-from metaensemble.merging import AlignedSoup, BestMember, Soup
+from metaensemble.merging import (
+    AlignedSoup,
+    BestMember,
+    GreedySoup,
+    LearnedSoup,
+    OtFusion,
+    RegressionMerge,
+    Repair,
+    Soup,
+)
 from metaensemble.methods import KD, WeightFormerMethod
 
-MethodUnion = BestMember | Soup | AlignedSoup | KD | WeightFormerMethod
+MethodUnion = (
+    BestMember
+    | Soup
+    | GreedySoup
+    | LearnedSoup
+    | AlignedSoup
+    | Repair
+    | RegressionMerge
+    | OtFusion
+    | KD
+    | WeightFormerMethod
+)
 AnyMethod = Annotated[MethodUnion, Field(discriminator="name")]
 """One of the methods, told apart by its ``name``."""
 

@@ -24,6 +24,7 @@ from metaensemble.report import (
     Cost,
     DataRow,
     Fidelity,
+    Findings,
     ReliabilityPair,
     Report,
     StudentRow,
@@ -38,11 +39,13 @@ from metaensemble.report import (
 from metaensemble.report.card import write_card
 from metaensemble.report.page import write_page
 from metaensemble.report.verdict import verdict
-from metaensemble.teachers import Ensemble, Kinship, Member, kinship, save_member
+from metaensemble.teachers import Ensemble, Kinship, Member, save_member
+from metaensemble.workflows.diagnosis import kinship_of
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.students import Student, state_of
 
 STUDENT_FILE = "student.safetensors"
+NOTHING_FOUND = Findings()
 
 
 def report_student(
@@ -53,6 +56,7 @@ def report_student(
     command: str,
     method: Method,
     path: Path | None = None,
+    found: Findings = NOTHING_FOUND,
 ) -> Report:
     """Return the report of a student; this is where test data are touched.
 
@@ -63,6 +67,7 @@ def report_student(
         command: the command's name.
         method: how it was made.
         path: the student's file, for its hash.
+        found: what is known beside the student.
     """
     data, device = session.data, session.device
     labels = data.test.labels
@@ -73,7 +78,8 @@ def report_student(
     on_test = evaluate(student.network, normalization, data.test, device)
     on_validation = evaluate(student.network, normalization, data.validation, device)
     mean, whole = mean_measured(members), measure(together, labels)
-    kin = _kinship(ensemble)
+    diagnosis = found.diagnosis
+    kin = kinship_of(ensemble) if diagnosis is None else diagnosis.kinship
     split = disagreement(logits.log_softmax(-1))
     report = Report(
         command=command,
@@ -108,6 +114,8 @@ def report_student(
         stage=student.stage,
         notes=[
             *student.notes,
+            *(diagnosis.notes if diagnosis else []),
+            *found.notes,
             f"members disagree on {100 * split:.1f} % of the test images",
             *([_kin_note(kin)] if kin else []),
         ],
@@ -116,6 +124,9 @@ def report_student(
             ensemble=reliability_of(together, labels),
         ),
         history=[dict(row) for row in student.history] or None,
+        diagnosis=diagnosis,
+        barrier=found.barrier,
+        against_best=found.against_best,
     )
     return report.model_copy(update={"verdict": verdict(report)})
 
@@ -129,9 +140,10 @@ def write_run(
     command: str,
     method: Method,
     final: Path,
+    found: Findings = NOTHING_FOUND,
 ) -> Report:
     """Write a run's student, report, card and page into `folder`; return the report."""
-    member = save_student(folder / STUDENT_FILE, ensemble, student, method)
+    member = save_student(folder / STUDENT_FILE, ensemble, student, method, found)
     report = report_student(
         session,
         ensemble,
@@ -139,6 +151,7 @@ def write_run(
         command=command,
         method=method,
         path=member.path,
+        found=found,
     )
     write_report(folder / "report.json", report)
     write_card(folder / "card.md", report)
@@ -149,10 +162,15 @@ def write_run(
 
 
 def save_student(
-    path: Path, ensemble: Ensemble, student: Student, method: Method
+    path: Path,
+    ensemble: Ensemble,
+    student: Student,
+    method: Method,
+    found: Findings = NOTHING_FOUND,
 ) -> Member:
     """Write a student as a member file; its record names its teachers.
 
+    Where the best member was shipped instead, ``fallback`` is its hash.
     The record holds nothing but what made the weights, so that a repeated or resumed
     run writes the same bytes.
     """
@@ -161,6 +179,9 @@ def save_student(
         "stage": student.stage,
         "teachers": [member.sha256 for member in ensemble.members],
     }
+    against = found.against_best
+    if against is not None and against.fallback:
+        training["fallback"] = against.sha256
     info = student.info.model_copy(
         update={"training": training, "metrics": {}, "start": None}
     )
@@ -207,13 +228,6 @@ def _shown(path: Path, folder: Path | None) -> str:
     """Return a member's path; within the run's own folder, relative to it."""
     inside = folder is not None and path.is_relative_to(folder)
     return str(path.relative_to(folder)) if folder and inside else str(path)
-
-
-def _kinship(ensemble: Ensemble) -> Kinship | None:
-    architectures = {member.info.architecture for member in ensemble.members}
-    if len(ensemble) < 2 or len(architectures) > 1:
-        return None
-    return kinship(ensemble)
 
 
 def _kin_note(kin: Kinship) -> str:

@@ -18,13 +18,20 @@ from metaensemble.engine import (
     steps_of,
 )
 from metaensemble.merging import Bench, BestMember, Judged, Merged, Merger
-from metaensemble.methods import KD, Learner, TrainedMethod, WeightFormerMethod
+from metaensemble.methods import (
+    KD,
+    Learner,
+    TrainedMethod,
+    WeightFormerMethod,
+    states_for,
+)
 from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, MemberInfo
 from metaensemble.teachers.member import load_strictly
 from metaensemble.weightformer import Predictor
 from metaensemble.workflows.options import Session
+from metaensemble.workflows.registry import make_method
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,18 @@ def distil_student(
         session: data, cache, log, seed.
         ensemble: the teachers.
         method: how.
-        architecture: of the student; None for that of the first member.
+        architecture: of the student; None for that of the first member, or of the
+            merged network that it starts from.
+
+    Raises:
+        InputError: the student is to start from a merged network of another
+            architecture.
     """
-    info = ensemble.info
+    before = session.cache.images_asked
+    merged: Student | None = None
+    if isinstance(method, KD) and method.start not in ("best_member", "scratch"):
+        merged = _merged_start(session, ensemble, method.start, architecture)
+    info = merged.info if merged else ensemble.info
     if architecture is not None and architecture != info.architecture:
         info = info.model_copy(
             update={
@@ -103,12 +119,20 @@ def distil_student(
     network = init_model(
         info.architecture, len(info.classes), info.input_shape, session.seed
     )
-    before = session.cache.images_asked
-    if isinstance(method, KD) and method.start == "best_member":
+    if merged:
+        network = merged.network
+    elif isinstance(method, KD) and method.start == "best_member":
         network = _best_start(session, ensemble, info, network)
     with seeded(session.seed, "learner"):
         learner = method.learner(network.to(session.device), ensemble)
-    return train(session, ensemble, method, learner, info, method.name_, before)
+    student = train(session, ensemble, method, learner, info, method.name_, before)
+    if merged is None:
+        return student
+    return replace(
+        student,
+        train_seconds=merged.train_seconds + student.train_seconds,
+        notes=(*merged.notes, *student.notes),
+    )
 
 
 def train(
@@ -218,7 +242,7 @@ def predicted_student(
     Its batch-norm statistics are re-estimated on the session's images.
     """
     refuse_unfit(ensemble, predictor)
-    state = predictor.predict(ensemble.states())
+    state = predictor.predict(states_for(predictor, ensemble))
     merged = Merged(state, ensemble.info)
     network = network_of(session, merged, stale=True)
     return Student(network, ensemble.info, stage="predicted")
@@ -289,6 +313,26 @@ def _best_start(
         return fresh
     candidates = Ensemble(tuple(fitting), ensemble.average)
     return merge_student(session, candidates, BestMember()).network
+
+
+def _merged_start(
+    session: Session, ensemble: Ensemble, start: str, architecture: str | None
+) -> Student:
+    """Return what the merger named `start` makes of the members with its defaults.
+
+    Raises:
+        InputError: its architecture is not the one asked for.
+    """
+    merger = make_method(start)
+    assert isinstance(merger, Merger)
+    merged = merge_student(session, ensemble, merger)
+    if architecture not in (None, merged.info.architecture):
+        raise InputError(
+            f"a student must have the architecture of the network it starts from, but "
+            f"--start {start} makes {merged.info.architecture} of these members and "
+            f"--student is {architecture}; choose that one, or --start best_member"
+        )
+    return merged
 
 
 def network_of(session: Session, merged: Merged, stale: bool) -> nn.Module:

@@ -26,6 +26,20 @@ def conv_bn(fan_in: int, fan_out: int, size: int = 3, **fields: Any) -> nn.Seque
     )
 
 
+class Biasless(nn.Sequential):
+    """An MLP of weights alone."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(192, 9, bias=False),
+            nn.ReLU(),
+            nn.Linear(9, 7, bias=False),
+            nn.Tanh(),
+            nn.Linear(7, CLASSES, bias=False),
+        )
+
+
 class Flattening(nn.Sequential):
     """A VGG whose linear head sees 2x2 positions per channel."""
 
@@ -219,11 +233,46 @@ class Sorting(nn.Module):
         return self.head(F.relu(self.third(x)))
 
 
+class Checked(nn.Module):
+    """Convolutions behind Python code that torch.fx cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.norm = nn.GroupNorm(2, 6)
+        self.prelu = nn.PReLU(6)
+        self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(2))
+        self.up = nn.ConvTranspose2d(6, 5, 2, 2)
+        self.patch = nn.Conv2d(5, 8, 4, 4)
+        self.place = nn.Embedding(4, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, images: Tensor, *more: Tensor) -> Tensor:
+        assert images.ndim == 4, "batches of images only"
+        assert not more
+        x = self.prelu(self.norm(self.stem(images)))
+        for conv, _ in zip(self.convs, range(x.shape[1]), strict=False):
+            x = x + F.relu(conv(x), inplace=True)
+        x = F.interpolate(self.up(F.pad(x, (1, 1, 1, 1))), size=(8, 8))
+        if x.shape[0] > 1:
+            x = x * 1.0
+        with torch.no_grad():
+            x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.place(torch.arange(x.shape[1]))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = F.relu(self.second(F.relu(self.first(x))))
+        return self.head(torch.cat(x.split(3, dim=1), 1).mean(1))
+
+
 OWN = {
     own.__name__.lower(): own
     for own in (
-        *(Flattening, Bottlenecks, Separable, Squeezing, Dense, Grouped),
-        *(WrittenOut, Tied, Sorting),
+        *(Biasless, Flattening, Bottlenecks, Separable, Squeezing, Dense, Grouped),
+        *(WrittenOut, Tied, Sorting, Checked),
     )
 }
 

@@ -88,26 +88,6 @@ def test_what_is_not_used_is_named(case_of):
     assert frozen["unused.weight"] == "is not used on the way to the logits"
 
 
-class Deciding(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.flatten(1)
-        if x.sum() > 0:
-            x = -x
-        return self.head(x)
-
-
-def test_control_flow_on_data_is_an_error_that_says_where():
-    with pytest.raises(
-        InputError,
-        match=r"test_derivation\.py:\d+, `if x.sum\(\) > 0:`.*PermutationSpec by hand",
-    ):
-        derive_permutations(Deciding(), (1, 2, 2))
-
-
 class Constant(nn.Module):
     """Channels multiplied by numbers that no state dict holds."""
 

@@ -181,13 +181,15 @@ def test_members_of_other_data(refused, pictures, zoo):
         ("--method kd --limit-train 5", "must have at least 2 images, but .* raise"),
         ("--method kd --augment spin", "must be one of none, .* but is 'spin'"),
         ("--method kd --image-size 16", "leave out image_size"),
+        ("--method kd --fallback worst-member", "--fallback"),
         ("--method kd --student resnet21", "'resnet21' is neither; did you mean"),
         ("--method weightformer --width 30 --heads 4", "must be a multiple of the hea"),
         ("--method weightformer --max-teachers 2", "reads 1 to 2 teachers, but got 5"),
     ],
 )
 def test_values(refused, zoo, flags, message):
-    refused(f"fuse {zoo} --data digits --limit-train 60 --out run {flags}", message)
+    line = f"fuse {zoo} --data digits --limit-train 60 --quiet --out run {flags}"
+    refused(line, message)
 
 
 @pytest.mark.parametrize(

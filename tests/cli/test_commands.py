@@ -1,5 +1,6 @@
 """Every command does its work on tiny data."""
 
+import html
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from metaensemble.core.files import sha256_of
 from metaensemble.core.states import load_state, save_state
 from metaensemble.report import Report, read_report
+from metaensemble.report.table import escape_markdown
 from metaensemble.teachers import load_member
 from metaensemble.weightformer import load_predictor
 from metaensemble.workflows.registry import METHODS
@@ -94,7 +96,7 @@ def test_fuse_writes_a_run(cli, zoo, digits, name):
     assert (report.stage == "tuned") == (name == "weightformer")
     for line in Path("run/log.jsonl").read_text().splitlines():
         assert "event" in json.loads(line)
-    assert report.verdict in Path("run/card.md").read_text()
+    assert escape_markdown(report.verdict) in Path("run/card.md").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -137,6 +139,84 @@ def test_another_method_than_the_configs_starts_from_its_defaults(cli, zoo):
     )
     assert cli(f"fuse {zoo} --config kd.yaml --method soup --out run").status == 0
     assert read_report(Path("run")).method == {"name": "soup"}
+
+
+def test_fuse_says_what_to_expect_before_it_starts(cli, zoo):
+    members = " ".join(str(zoo / f"{seed}.safetensors") for seed in (1, 2, 3, 4))
+    line = f"fuse {members} {DIGITS.removesuffix(' --quiet')} --method soup --out run"
+    done = cli(line)
+    assert done.status == 0
+    weights, outputs, verdict, *_ = done.err.splitlines()
+    assert weights.startswith("4 members of one start (their records say); cosine")
+    assert "validation images" in outputs
+    report = read_report(Path("run"))
+    assert report.diagnosis is not None
+    assert report.diagnosis.verdict == verdict
+    assert report.regime == "one-start"
+    logged = Path("run/log.jsonl").read_text().splitlines()
+    events = {event["event"]: event for event in map(json.loads, logged)}
+    assert events["diagnosis"]["verdict"] == verdict
+    assert events["diagnosis"]["warning"] is None
+    assert escape_markdown(verdict) in Path("run/card.md").read_text()
+    page = Path("run/page.html").read_text()
+    assert html.escape(verdict) in page
+    assert "Accuracy and NLL between two members" in page
+    assert cli(f"{line} --overwrite --quiet").err == ""
+
+
+@pytest.fixture
+def bent(template_member) -> str:
+    """A good member, and one whose mean with it is as wrong as can be."""
+    template_member(Path("good.safetensors"))
+    template_member(Path("bad.safetensors"), -3)
+    return "good.safetensors bad.safetensors"
+
+
+def test_another_student_than_the_best_member_is_told_in_the_first_line(cli, bent):
+    line = f"fuse {bent} {DIGITS} --method soup"
+    assert cli(f"{line} --out run").status == 0
+    report = read_report(Path("run"))
+    against = report.against_best
+    assert against is not None
+    assert against.worse
+    assert not against.fallback
+    assert report.verdict is not None
+    assert report.verdict.startswith("soup (")
+    assert "is below the best member, good.safetensors (" in report.verdict
+    page = Path("run/page.html").read_text()
+    assert f"<h1>{html.escape(report.verdict)}</h1>" in page
+
+
+def test_a_fallback_ships_the_best_member(cli, bent, digits):
+    line = f"fuse {bent} {DIGITS} --method soup --fallback best-member --out run"
+    done = cli(line)
+    assert done.status == 0
+    assert "the student is that member instead" in " ".join(done.out.split())
+    assert files(Path("run")) == RUN_FILES
+    student = load_member(Path("run/student.safetensors"), data=digits)
+    best = load_member(Path("good.safetensors"), data=digits)
+    state, given = student.state(), best.state()
+    assert all(torch.equal(state[name], given[name]) for name in given)
+    assert student.info.training["method"] == {"name": "soup"}
+    assert student.info.training["fallback"] == best.sha256
+    report = read_report(Path("run"))
+    assert report.method == {"name": "soup"}
+    assert report.fell_back
+    assert report.student.sha256 == student.sha256
+    own = next(t for t in report.teachers if t.path == "good.safetensors")
+    assert report.student.test == own.test
+    card = Path("run/card.md").read_text()
+    assert "instead of soup" in card
+    assert "this is that member, good.safetensors, as it was" in " ".join(card.split())
+
+
+def test_a_fallback_that_is_not_needed_changes_nothing(cli, zoo):
+    line = f"fuse {zoo} {DIGITS} --method best_member"
+    assert cli(f"{line} --fallback best-member --out one").status == 0
+    assert cli(f"{line} --out other").status == 0
+    hashes = {sha256_of(Path(run) / "student.safetensors") for run in ("one", "other")}
+    assert len(hashes) == 1
+    assert read_report(Path("one")).against_best is None
 
 
 def test_fuse_into_another_architecture(cli, zoo, digits):
@@ -249,6 +329,16 @@ def test_evaluate_one_model(cli, zoo):
     assert "ensemble" not in done.out
 
 
+def test_evaluate_diagnoses_several_models(cli, zoo):
+    line = f"evaluate {zoo} --data digits --limit-train 60 --json e.json"
+    done = cli(line)
+    value = json.loads(Path("e.json").read_text())
+    assert value["diagnosis"]["verdict"] in done.err.splitlines()
+    done = cli(f"evaluate {zoo / '0.safetensors'} --data digits --json one.json")
+    assert "diagnosis" not in json.loads(Path("one.json").read_text())
+    assert done.err == ""
+
+
 def test_methods_lists_the_registry(cli):
     done = cli("methods --architectures")
     assert done.status == 0
@@ -284,6 +374,7 @@ def test_a_reports_keys_are_those_of_the_schema(cli, zoo):
         "environment",
     }
     optional = {"regime", "verdict", "notes", "reliability", "history"}
+    optional |= {"diagnosis", "against_best"}
     assert set(value) == fixed | optional
     assert set(value["cost"]) == {
         "parameters",

@@ -189,6 +189,12 @@ def test_members_of_two_architectures_are_refused_or_taken(name, tmp_path):
         ):
             fuse_students(session, mixed, small(name))
         return
+    if "one depth" in METHODS[name].needs:
+        with pytest.raises(
+            InputError, match=r"must have one depth .*, but .* choose --method kd"
+        ):
+            fuse_students(session, mixed, small(name))
+        return
     *_, student = fuse_students(session, mixed, small(name))
     report = report_student(
         session, mixed, student, command="a test", method=small(name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import (
+    LazyState,
     hash_state,
     load_state,
     refuse_different,
@@ -236,3 +237,88 @@ def test_equal_names_and_shapes_pass_in_any_order():
     second = {"b": torch.ones(2), "w": torch.ones(2, 3)}
     refuse_different({"a": first, "b": second, "c": first}, "all")
     refuse_different({"a": first}, "all")
+
+
+FORMS = ["safetensors", "zip", "legacy", "nested", "wrapped"]
+"""Ways in which a state dict may lie in a file."""
+
+
+def written(folder: Path, form: str, state: dict[str, Tensor]) -> Path:
+    path = folder / ("a.safetensors" if form == "safetensors" else "a.pt")
+    if form == "safetensors":
+        save_state(path, state, {"classes": ["a"]})
+    elif form == "legacy":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif form == "nested":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    elif form == "wrapped":
+        torch.save({f"module.{name}": t for name, t in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lazy_state_is_the_state(tmp_path: Path, form: str, state: dict[str, Tensor]):
+    path = written(tmp_path, form, state)
+    lazy = LazyState(path)
+    assert len(lazy) == len(state)
+    assert set(lazy) == set(state) == set(lazy.keys())
+    assert list(lazy) == list(load_state(path)[0])
+    assert hash_state(lazy) == hash_state(state)
+    assert hash_state(dict(lazy)) == hash_state(state)
+    refuse_different({"a": state, "b": lazy, "c": LazyState(path)}, "all")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lazy_state_lacks_other_names(
+    tmp_path: Path, form: str, state: dict[str, Tensor]
+):
+    lazy = LazyState(written(tmp_path, form, state))
+    assert "layer.weight" in lazy
+    for name in ("layer", "module.layer.weight", ""):
+        assert name not in lazy
+        assert lazy.get(name) is None
+        with pytest.raises(KeyError, match=name or "''"):
+            lazy[name]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_done_to_a_lazy_state_stays_out_of_the_file(
+    tmp_path: Path, form: str, state: dict[str, Tensor]
+):
+    path = written(tmp_path, form, state)
+    before = path.read_bytes()
+    lazy = LazyState(path)
+    lazy["layer.weight"].add_(1)
+    del lazy
+    assert path.read_bytes() == before
+    assert hash_state(LazyState(path)) == hash_state(state)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+def test_a_lazy_state_reads_what_it_is_asked_for(tmp_path: Path, form: str):
+    """Of the 200 MB in the file, it takes no memory until they are read."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux's /proc")
+
+    def resident() -> int:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+        line = next(line for line in text.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+    tensors = {f"{i}": torch.full((5_000_000,), float(i)) for i in range(10)}
+    path = written(tmp_path, form, tensors)
+    del tensors
+    before = resident()
+    lazy = LazyState(path)
+    assert len(lazy) == 10
+    assert lazy["7"][123].item() == 7
+    assert resident() - before < 60e6  # one tensor of 20 MB, not ten
+
+
+def test_a_lazy_state_of_what_is_no_state_dict(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    torch.save([1, 2], path)
+    with pytest.raises(InputError, match="but holds a list of other things; save"):
+        LazyState(path)

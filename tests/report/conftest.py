@@ -6,9 +6,14 @@ import pytest
 
 from metaensemble.metrics import Measured
 from metaensemble.report import (
+    AgainstBest,
+    Barrier,
     Cost,
+    Curve,
     DataRow,
+    Diagnosis,
     Fidelity,
+    Point,
     Reliability,
     ReliabilityPair,
     Report,
@@ -17,6 +22,7 @@ from metaensemble.report import (
     TestRow,
     headroom,
 )
+from metaensemble.teachers import Kinship
 
 Make = Callable[..., Report]
 
@@ -77,6 +83,77 @@ def build(
     return Report(**(values | changes))
 
 
+def curve(*points: tuple[float, float, float]) -> Curve:
+    return Curve.of([Point(alpha=a, accuracy=b, nll=c) for a, b, c in points])
+
+
+def between(name: str = "a.safetensors", *, aligned: bool = True) -> Barrier:
+    ends = (0.0, 0.9, 0.3), (1.0, 0.8, 0.5)
+    return Barrier(
+        first=name,
+        second="b.safetensors",
+        images=500,
+        as_given=curve(ends[0], (0.5, 0.1, 2.4), ends[1]),
+        aligned=curve(ends[0], (0.5, 0.7, 0.9), ends[1]) if aligned else None,
+    )
+
+
+def diagnosed(name: str = "b.safetensors") -> Diagnosis:
+    return Diagnosis(
+        members=2,
+        architectures=["mlp"],
+        kinship=Kinship(one_start=False, cosine=0.01, recorded=True),
+        distance=1.41,
+        barrier=between(name, aligned=False),
+        soup_drop=0.75,
+        images=500,
+        mean_member=0.85,
+        ensemble=0.95,
+        headroom=0.1,
+        headroom_error=0.01,
+        disagreement=0.2,
+        best_member=name,
+        best_member_accuracy=0.9,
+        recommended=["repair", "kd"],
+        verdict=f"Do what {name} does.",
+        notes=[],
+    )
+
+
+def beside(
+    student: float, nll: float = 0.4, name: str = "b.safetensors", **changes: Any
+) -> AgainstBest:
+    """A student beside a member of 90 %, on 500 images, give or take 1 point."""
+    values: dict[str, Any] = {
+        "best_member": name,
+        "sha256": "a" * 64,
+        "member_accuracy": 0.9,
+        "member_nll": 0.3,
+        "student_accuracy": student,
+        "student_nll": nll,
+        "error": 0.01,
+        "nll_error": 0.02,
+        "images": 500,
+        "worse": student < 0.9 or (student == 0.9 and nll > 0.3),
+    }
+    return AgainstBest(**(values | changes))
+
+
+@pytest.fixture
+def findings() -> dict[str, Any]:
+    """Keys of a report on what was found out beside the student."""
+    return {
+        "diagnosis": diagnosed(),
+        "barrier": between(),
+        "against_best": beside(0.85),
+    }
+
+
+@pytest.fixture
+def against() -> Callable[..., AgainstBest]:
+    return beside
+
+
 @pytest.fixture
 def make() -> Make:
     return build
@@ -90,5 +167,12 @@ def hostile() -> Report:
     data = report.data.model_copy(update={"name": evil})
     teachers = [t.model_copy(update={"path": evil}) for t in report.teachers]
     environment = {"platform": evil}
-    changes = {"data": data, "teachers": teachers, "environment": environment}
+    changes = {
+        "data": data,
+        "teachers": teachers,
+        "environment": environment,
+        "diagnosis": diagnosed(evil),
+        "barrier": between(evil),
+        "against_best": beside(0.1, name=evil),
+    }
     return report.model_copy(update=changes)

@@ -6,6 +6,7 @@ import pytest
 from metaensemble.report import Report
 from metaensemble.report.figures import (
     accuracy_figure,
+    barrier_figure,
     cost_figure,
     reliability_figure,
 )
@@ -42,6 +43,14 @@ def test_a_cost_figure_needs_two_costs(make: Make, cost):
 def test_a_reliability_figure_needs_bins(make: Make):
     assert reliability_figure(make(reliability=None)) is None
     assert {"student", "ensemble"} <= set(words(reliability_figure(make())))
+
+
+def test_a_barrier_figure_needs_a_barrier(make: Make, findings):
+    assert barrier_figure(make()) is None
+    found = words(barrier_figure(make(**findings)))
+    assert {"as given", "aligned", "accuracy, %", "NLL, nats", "second"} <= set(found)
+    alone = findings["barrier"].model_copy(update={"aligned": None})
+    assert "aligned" not in words(barrier_figure(make(barrier=alone)))
 
 
 def test_figures_are_deterministic(make: Make):

@@ -10,6 +10,7 @@ import yaml
 
 from metaensemble.core.errors import InputError
 from metaensemble.report import Report
+from metaensemble.report.aggregate import aggregate
 from metaensemble.report.card import write_card
 from metaensemble.report.page import write_page
 from metaensemble.report.verdict import headline, verdict
@@ -138,6 +139,74 @@ def test_the_verdict_is_plain(make: Make, accuracy: float, sentence: str):
     assert re.match(sentence, verdict(make(accuracy)))
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "changes", "sentence"),
+    [
+        (
+            0.85,
+            {},
+            r"kd \(85\.0% on validation\) is below the best member, b\.safetensors "
+            r"\(90\.0%\), by 5\.0 ± 1\.0 points: ship that member, as --fallback best",
+        ),
+        (0.85, {"fallback": True}, ".* points: the student is that member instead, as"),
+        (
+            0.895,
+            {},
+            ".* 0.5 ± 1.0 points, within the noise of 500 validation images. One net",
+        ),
+        (
+            0.9,
+            {},
+            r"kd \(90\.0%, NLL 0\.4000 on validation\) is below .* \(90\.0%, NLL 0\.30"
+            r"00\), by 0\.1000 ± 0\.0200 nats\. One network by kd",
+        ),
+        (0.9, {"nll_error": 0.2}, ".* by 0.1000 ± 0.2000 nats, within the noise of"),
+        (0.9, {"nll": 0.2}, "One network by kd keeps 75%"),
+        (0.95, {}, "One network by kd keeps 75%"),
+    ],
+)
+def test_a_student_below_the_best_member_is_told_first(
+    make: Make, against, accuracy, changes, sentence
+):
+    found = verdict(make(against_best=against(accuracy, **changes)))
+    assert re.match(sentence, found), found
+
+
+def test_the_verdict_says_why_a_soup_of_strangers_fails(make: Make, against):
+    report = make(name="soup", regime="independent", against_best=against(0.1))
+    assert "the members do not share a start, so the mean" in verdict(report)
+
+
+def test_page_and_card_show_what_was_found(make: Make, tmp_path: Path, findings):
+    report = make(**findings)
+    text = "\n".join(page(tmp_path, [report]).words)
+    write_card(tmp_path / "card.md", report)
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    for shown in (text, card):
+        assert "The members before the work" in shown
+        assert "Do what b.safetensors does." in shown
+        assert "halfway between the first two: barrier +2.000 nats" in shown
+        assert "mean of all" not in shown  # of two, that is halfway
+        assert "as given: barrier +2.000 nats, accuracy -75.0 points" in shown
+        assert "hidden units aligned: barrier +0.500 nats, accuracy -15.0" in shown
+    other = findings["diagnosis"].model_copy(update={"verdict": "Another."})
+    several = page(tmp_path, [report, make(diagnosis=other)])
+    assert "before the work" not in "".join(several.words)
+
+
+def test_a_fallback_is_told_wherever_the_student_is_named(
+    make: Make, tmp_path: Path, against
+):
+    fell = make(against_best=against(0.8, fallback=True))
+    assert "best member, instead of kd" in page(tmp_path, [fell]).words
+    write_card(tmp_path / "card.md", fell)
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "# Best of 2 teachers on digits, instead of kd" in card
+    assert "this is that member, b.safetensors, as it was" in " ".join(card.split())
+    labels = [line.label for line in aggregate([fell, make(against_best=None)])]
+    assert sorted(labels) == ["kd", "kd, fell back"]
+
+
 def test_a_reports_own_verdict_goes_first(make: Make):
     assert headline([make(verdict="Mine.")]) == "Mine."
 
@@ -156,7 +225,9 @@ def test_the_card_has_readable_front_matter(make: Make, tmp_path: Path):
 
 
 def test_no_name_breaks_out_of_the_card(hostile: Report, tmp_path: Path):
-    write_card(tmp_path / "card.md", hostile)
+    assert hostile.against_best is not None
+    fell = hostile.against_best.model_copy(update={"fallback": True})
+    write_card(tmp_path / "card.md", hostile.model_copy(update={"against_best": fell}))
     text = (tmp_path / "card.md").read_text(encoding="utf-8")
     front, body = text.split("---\n", 2)[1:]
     assert yaml.safe_load(front)["tags"][2].startswith("<script")

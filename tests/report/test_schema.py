@@ -10,7 +10,9 @@ from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.metrics import Measured, expected_calibration_error
 from metaensemble.report import (
     Cost,
+    Curve,
     Headroom,
+    Point,
     Report,
     Rows,
     Study,
@@ -82,6 +84,25 @@ def test_a_report_survives_the_round_trip(make: Make, tmp_path: Path):
     assert read_report(tmp_path) == read_report(tmp_path / "report.json") == report
     history = json.loads((tmp_path / "report.json").read_text())["history"]
     assert str(history[0]["step"]) == "10"  # a whole number stays whole
+
+
+def test_what_was_found_survives_the_round_trip(make: Make, tmp_path: Path, findings):
+    report = make(**findings)
+    write_report(tmp_path / "report.json", report)
+    assert read_report(tmp_path) == report
+    value = json.loads((tmp_path / "report.json").read_text())
+    assert value["barrier"]["as_given"]["barrier"] == pytest.approx(2.4 - 0.4)
+    assert value["diagnosis"]["kinship"]["one_start"] is False
+    assert value["against_best"]["worse"] is True
+    assert not set(findings) & set(as_json(make()))
+
+
+def test_a_barrier_worked_by_hand():
+    points = [(0, 0.9, 0.3), (0.25, 0.6, 1.0), (0.5, 0.7, 1.5), (1, 0.8, 0.5)]
+    curve = Curve.of([Point(alpha=a, accuracy=b, nll=c) for a, b, c in points])
+    assert curve.barrier == pytest.approx(1.5 - 0.4)
+    assert curve.accuracy_drop == pytest.approx(0.85 - 0.6)
+    assert curve.text == "barrier +1.100 nats, accuracy -25.0 points"
 
 
 def test_fixed_keys_are_null_and_optional_keys_are_left_out(make: Make):

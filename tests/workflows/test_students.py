@@ -1,12 +1,17 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from metaensemble.core.errors import InputError
 from metaensemble.engine import RunLog
+from metaensemble.merging import Merger
 from metaensemble.methods import KD, WeightFormerMethod
+from metaensemble.methods.kd import Start
 from metaensemble.teachers import Ensemble
 from metaensemble.workflows.options import RunOptions, Session, open_session
+from metaensemble.workflows.registry import METHODS
 from metaensemble.workflows.students import (
     distil_student,
     distillation_images,
@@ -80,3 +85,49 @@ def test_no_epochs_of_tuning_are_none(session, ensemble):
     predicted, tuned = weightformer_student(session, ensemble, method)
     assert tuned is None
     assert tune_student(session, ensemble, predicted, method) is None
+
+
+def test_a_student_starts_as_what_a_merger_makes(session, ensemble):
+    method = KD(epochs=0.1, batch_size=54, learning_rate=1e-12, start="soup")
+    student = distil_student(session, ensemble, method)
+    states = [member.state() for member in ensemble.members]
+    for name, tensor in student.network.state_dict().items():
+        mean = torch.stack([state[name] for state in states]).mean(0)
+        assert torch.allclose(tensor, mean, atol=1e-6)
+
+
+@pytest.fixture
+def widths(make_member, tmp_path: Path) -> Ensemble:
+    return Ensemble(
+        tuple(
+            make_member(tmp_path / f"w{width}.safetensors", width, f"mlp,width={width}")
+            for width in (6, 8)
+        )
+    )
+
+
+def test_a_student_has_the_architecture_that_it_starts_with(session, widths):
+    method = KD(epochs=0.1, batch_size=54, start="ot_fusion")
+    student = distil_student(session, widths, method)
+    width = student.network.state_dict()["fc.weight"].shape[1]
+    assert student.info.architecture == f"mlp,width={width}"
+    (note,) = student.notes
+    assert "its share" in note
+    same = distil_student(session, widths, method, student.info.architecture)
+    assert same.info == student.info
+
+
+def test_a_start_of_another_architecture_is_refused(session, widths):
+    method = KD(epochs=0.1, batch_size=54, start="ot_fusion")
+    with pytest.raises(
+        InputError,
+        match=r"--start ot_fusion makes mlp,width=\d .* --student is mlp,width=5; cho",
+    ):
+        distil_student(session, widths, method, "mlp,width=5")
+    with pytest.raises(InputError, match="must share one architecture"):
+        distil_student(session, widths, method.model_copy(update={"start": "soup"}))
+
+
+def test_the_starts_are_the_mergers_of_the_registry():
+    mergers = {name for name, kind in METHODS.items() if issubclass(kind, Merger)}
+    assert set(get_args(Start)) == {"scratch", *mergers}
