@@ -1,6 +1,6 @@
 """Soups of eight fine-tunes of one start, over three draws of everything.
 
-Command: .venv/bin/python benchmarks/soups/run.py CIFAR10 WORK   (about 12 minutes; one
+Command: .venv/bin/python benchmarks/soups/run.py CIFAR10 WORK   (about 20 minutes; one
 core). CIFAR10: the data, in any layout that --data takes. WORK: a folder for members,
 which are used again if they are there.
 Expect: the soups recover more than half of the headroom, the best member little of it.

@@ -10,6 +10,7 @@ from metaensemble.cli.show import command_line, show
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
+from metaensemble.methods import states_for
 from metaensemble.report import Report
 from metaensemble.teachers import Ensemble, load_ensemble, save_member
 from metaensemble.weightformer import Predictor, load_predictor
@@ -58,11 +59,12 @@ def run(arguments: Sequence[str]) -> None:
     )
     refuse_unfit(ensemble, predictor)
     extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
+    notes: tuple[str, ...] = ()
     with run_folder(
         options.out, options, overwrite=options.overwrite, extra=extra
     ) as folder:
         if data is None:
-            _write_unmeasured(folder / STUDENT_FILE, ensemble, predictor)
+            notes = _write_unmeasured(folder / STUDENT_FILE, ensemble, predictor)
             report = None
         else:
             with RunLog(folder / "log.jsonl", quiet=options.quiet) as log:
@@ -77,15 +79,30 @@ def run(arguments: Sequence[str]) -> None:
                 )
     if report is None:
         print(f"Written to {options.out}, unmeasured: add --data for a report")
+        print(f"({'; '.join(notes)})")
     else:
         show([report], options.out)
 
 
-def _write_unmeasured(path: Path, ensemble: Ensemble, predictor: Predictor) -> None:
-    state = predictor.predict(ensemble.states())
+def _write_unmeasured(
+    path: Path, ensemble: Ensemble, predictor: Predictor
+) -> tuple[str, ...]:
+    """Write the student with the mean of the members' statistics; return notes."""
+    began = time.monotonic()
+    state = predictor.predict(states_for(predictor, ensemble))
+    notes = _notes(ensemble, predictor, time.monotonic() - began)
     training = {"command": "predict", "teachers": [m.sha256 for m in ensemble.members]}
     update = {"training": training, "metrics": {}, "start": None}
     save_member(path, state, ensemble.info.model_copy(update=update))
+    return notes
+
+
+def _notes(ensemble: Ensemble, predictor: Predictor, seconds: float) -> tuple[str, ...]:
+    notes = [f"predicted in {seconds:.2f} s"]
+    known = seen_members(ensemble, predictor)
+    if known:
+        notes.append(f"the predictor's training saw {', '.join(known)}")
+    return tuple(notes)
 
 
 def _write_measured(
@@ -96,14 +113,10 @@ def _write_measured(
     options: PredictOptions,
     command: str,
 ) -> Report:
-    known = seen_members(ensemble, predictor)
     began = time.monotonic()
     student = predicted_student(session, ensemble, predictor)
-    seconds = time.monotonic() - began
-    notes = [f"predicted in {seconds:.2f} s"]
-    if known:
-        notes.append(f"the predictor's training saw {', '.join(known)}")
-    student = replace(student, notes=tuple(notes))
+    notes = _notes(ensemble, predictor, time.monotonic() - began)
+    student = replace(student, notes=notes)
     method = predictor_method(predictor).model_copy(
         update={
             "tune_epochs": options.tune_epochs,

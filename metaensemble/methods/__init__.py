@@ -1,6 +1,7 @@
 """Trained methods, one file each; the contract is in `contract`."""
 
 from metaensemble.methods.contract import Batch, Learner, TrainedMethod
+from metaensemble.methods.frame import states_for
 from metaensemble.methods.kd import KD
 from metaensemble.methods.supervised import Supervised
 from metaensemble.methods.weightformer import (
@@ -18,4 +19,5 @@ __all__ = [
     "TrainedMethod",
     "WeightFormerLearner",
     "WeightFormerMethod",
+    "states_for",
 ]

@@ -18,6 +18,7 @@ from metaensemble.core.seeds import generator as seeded_generator
 from metaensemble.core.states import State
 from metaensemble.methods.contract import Batch, Learner, TrainedMethod
 from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
+from metaensemble.methods.frame import FrameKind, make_frame, to_frame
 from metaensemble.teachers import Average, Ensemble, ensemble_log_probs, kinship
 from metaensemble.weightformer import (
     Predictor,
@@ -58,6 +59,15 @@ class GeneratorTraining(WeightFormerConfig, TrainedMethod):
     """The generator's weight decay."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the generator's gradient."""
+    align: Literal["auto", "always", "never"] = "never"
+    """Bring all teachers' channels to one order, that of the frame, before they are
+    read, in training and in prediction; auto: where the zoo shares no start."""
+    frame: FrameKind = "first"
+    """The network that gives the order: the zoo's first member, or merge, the mean of
+    the aligned zoo. It is saved with the predictor."""
+    recompute: bool = False
+    """Keep no activations of the generator for backward, but compute them again, layer
+    by layer: less memory, a third more time."""
 
     @property
     def generator(self) -> WeightFormerConfig:
@@ -118,22 +128,24 @@ class WeightFormerLearner(Learner):
         self.seed = seed
         why = "WeightFormer's teachers must share one architecture"
         device = next(student.parameters()).device
-        self._zoo = [_on(device, state) for state in zoo.states(why)]
+        shape, aligned = _decided(config, zoo)
+        states = zoo.states(why)
+        others = states if audience is zoo else audience.states(why)
+        self._frame: State | None = None
+        if aligned:
+            self._frame = make_frame(zoo.info, states, config.frame)
+            states = to_frame(zoo.info, self._frame, states)
+            same = audience is zoo
+            others = states if same else to_frame(zoo.info, self._frame, others)
+        self._zoo = [_on(device, state) for state in states]
         self._audience = (
-            self._zoo
-            if audience is zoo
-            else [_on(device, state) for state in audience.states(why)]
+            self._zoo if audience is zoo else [_on(device, state) for state in others]
         )
         self._student = (student,)  # in a tuple, so that it is no submodule
         self._info = zoo.info
         self.average: Average = zoo.average
         self._hashes = tuple(member.sha256 for member in zoo.members)
         self.spec = derive_token_spec(student, zoo.info.input_shape)
-        shape = config.generator
-        if shape.reference == "auto":
-            kin = kinship(zoo).one_start if len(zoo) > 1 else True
-            reference = "mean" if kin else "first"
-            shape = shape.model_copy(update={"reference": reference})
         self.generator = WeightFormer(shape, self.spec)
         self.generator.standardise(self._zoo)
         self.to(device)
@@ -144,7 +156,8 @@ class WeightFormerLearner(Learner):
         config = self.config
         chosen = self.chosen(batch.step)
         shift = config.shift if config.shift_weight and self.training else 0
-        parameters, consistency = self.generator([self._zoo[i] for i in chosen], shift)
+        states = [self._zoo[i] for i in chosen]
+        parameters, consistency = self.generator(states, shift, config.recompute)
         logits = self.student_logits(parameters, batch.inputs)
         target = ensemble_log_probs(batch.teacher_logits[chosen], self.average)
         divergence = kl_divergence(target, logits.log_softmax(-1), config.direction)
@@ -192,7 +205,24 @@ class WeightFormerLearner(Learner):
             trained_on=self._hashes,
             training={"method": self.config.model_dump(mode="json")},
         )
-        return Predictor(self.generator, info)
+        return Predictor(self.generator, info, self._frame)
+
+
+def _decided(
+    config: GeneratorTraining, zoo: Ensemble
+) -> tuple[WeightFormerConfig, bool]:
+    """Return the generator's shape, its reference decided, and whether to align."""
+    shape = config.generator
+    kin = True
+    if "auto" in (shape.reference, config.align) and len(zoo) > 1:
+        kin = kinship(zoo).one_start
+    aligned = config.align == "always" or (config.align == "auto" and not kin)
+    aligned = aligned or shape.reference == "aligned_mean"
+    if shape.reference == "auto":
+        # A mean that is aligned is below a member, but treats all members alike.
+        alike = kin or (aligned and shape.readout == "pooled")
+        shape = shape.model_copy(update={"reference": "mean" if alike else "first"})
+    return shape, aligned
 
 
 def _on(device: torch.device, state: State) -> State:

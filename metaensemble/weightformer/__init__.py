@@ -3,10 +3,12 @@
 Fei et al. 2022, "Meta-Ensemble Parameter Learning" (arXiv 2210.01973), and beyond.
 """
 
-from metaensemble.weightformer.network import WeightFormer, WeightFormerConfig
+from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.network import WeightFormer
 from metaensemble.weightformer.predictor import (
     Predictor,
     PredictorInfo,
+    complete_state,
     load_predictor,
     save_predictor,
 )
@@ -19,6 +21,7 @@ __all__ = [
     "TokenSpec",
     "WeightFormer",
     "WeightFormerConfig",
+    "complete_state",
     "derive_token_spec",
     "load_predictor",
     "read_tokens",

@@ -6,60 +6,37 @@ For each layer of the network, in order of execution (Fei et al. 2022, figure 2)
 2. embed them by the linear map of their kind and width (the weight embedder dict), add
    the teacher's id, the position inside the teacher and the layer's depth;
 3. put the [cross] token in front, run the shared Transformer blocks;
-4. decode the slots of the first teacher by the inverse embedder: the student's layer;
+4. decode the slots of the first teacher, or slots pooled over the teachers, by the
+   inverse embedder: the student's layer;
 5. hand the [cross] output on: it enters the next layer (cross-layer flow).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import State
 from metaensemble.weightformer.attention import Block
+from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.heads import pool, weights_of
 from metaensemble.weightformer.tokens import (
     LayerSpec,
     TokenSpec,
-    read_tokens,
+    read_teachers,
     write_tokens,
 )
 
 SMALLEST_DEVIATION = 1e-3
 """Floor of a token column's deviation; a part that is constant is left as it is."""
-
-
-class WeightFormerConfig(Config):
-    """The generator's shape and how its output becomes weights."""
-
-    head: Literal["direct", "residual", "mixture"] = "residual"
-    """direct: decoded weights as in the paper; residual: reference + gain * decoded;
-    mixture: softmax over teachers per channel + gain * decoded."""
-    reference: Literal["auto", "first", "mean"] = "auto"
-    """What the residual head adds to: the first teacher, or the teachers' mean; auto is
-    the mean where the teachers share a start, else the first."""
-    gain: float = Field(default=0.3, ge=0)
-    """Size of the residual in units of each layer's weight deviation."""
-    centre: bool = False
-    """Subtract from the decoded tokens their mean over the channels of a layer."""
-    width: int = Field(default=128, ge=8)
-    """Width of the Transformer."""
-    depth: int = Field(default=2, ge=1)
-    """Transformer blocks, shared by all layers of the network."""
-    heads: int = Field(default=4, ge=1)
-    """Attention heads; must divide the width."""
-    expansion: float = Field(default=2.0, gt=0)
-    """Feed-forward width over the Transformer's width."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout in the blocks."""
-    cross: bool = True
-    """Pass the [cross] output of a layer on to the next."""
-    max_teachers: int = Field(default=8, ge=1)
-    """Size of the table of teacher ids: the largest N."""
+AXIAL_BEYOND = 256
+"""With more channels in a layer than these, auto attention is axial."""
+CHUNK = 2**21
+"""Numbers of a layer's tokens that are standardised and embedded at a time."""
 
 
 class WeightFormer(nn.Module):
@@ -77,8 +54,13 @@ class WeightFormer(nn.Module):
                 f"the width must be a multiple of the heads, but {config.width} is not "
                 f"one of {config.heads}; choose, say, --width {config.heads * 32}"
             )
+        if config.attention == "auto":
+            kind = "axial" if spec.most_rows > AXIAL_BEYOND else "full"
+            config = config.model_copy(update={"attention": kind})
         self.config = config
         self.spec = spec
+        axial = config.attention == "axial"
+        pooled = config.readout == "pooled"
         width = config.width
         keys = {layer.key: layer for layer in spec.layers}
         self.embed = nn.ModuleDict(
@@ -88,12 +70,12 @@ class WeightFormer(nn.Module):
             {key: nn.Linear(width, layer.width) for key, layer in keys.items()}
         )
         self.position = nn.Embedding(spec.most_rows + 1, width)
-        self.model_id = nn.Embedding(config.max_teachers + 1, width)
+        self.model_id = nn.Embedding(2 if pooled else config.max_teachers + 1, width)
         self.layer_depth = nn.Embedding(len(spec.layers), width)
         self.cross = nn.Parameter(torch.zeros(width))
         self.cross_flow = nn.Linear(width, width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.expansion, config.dropout)
+            Block(width, config.heads, config.expansion, config.dropout, axial)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width)
@@ -101,6 +83,10 @@ class WeightFormer(nn.Module):
         for i, layer in enumerate(spec.layers):
             self.register_buffer(f"mean_{i}", torch.zeros(layer.width))
             self.register_buffer(f"deviation_{i}", torch.ones(layer.width))
+        if pooled:
+            # No bias: it would be common to all teachers, and cancel in their softmax.
+            self.pool = nn.Linear(width, 1, bias=False)
+            nn.init.zeros_(self.pool.weight)  # at first the plain mean
         self._initialise()
 
     def _initialise(self) -> None:
@@ -125,7 +111,7 @@ class WeightFormer(nn.Module):
         One mean and one deviation per layer and part, over all teachers.
         """
         for i, layer in enumerate(self.spec.layers):
-            tokens = torch.stack([read_tokens(layer, s) for s in states])
+            tokens = read_teachers(layer, states, self.cross.device)
             mean, deviation = self._statistics(i)
             start = 0
             for part in layer.parts:
@@ -136,7 +122,10 @@ class WeightFormer(nn.Module):
                 start += part.width
 
     def forward(
-        self, states: Sequence[Mapping[str, Tensor]], shift: int = 0
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        shift: int = 0,
+        recompute: bool = False,
     ) -> tuple[State, Tensor]:
         """Return the student's parameters and the shift-consistency loss.
 
@@ -144,6 +133,8 @@ class WeightFormer(nn.Module):
             states: the teachers' state dicts, in order; the first is the reference of
                 the first-teacher readout. They get no gradient.
             shift: tokens by which the second look is shifted; 0 skips it.
+            recompute: keep no activations for backward but each layer's [cross];
+                backward computes them again, layer by layer.
 
         Returns:
             Parameters by name (buffers are not among them), and the mean squared
@@ -152,21 +143,55 @@ class WeightFormer(nn.Module):
         Raises:
             InputError: more teachers than ids.
         """
-        self._refuse_number(len(states))
-        cross = self.cross
         written, losses = [], []
-        for i, layer in enumerate(self.spec.layers):
-            raw = torch.stack([read_tokens(layer, s) for s in states]).detach()
-            decoded, scores, flow = self._look(i, layer, raw, cross)
-            written.append(self._weights(i, raw, decoded, scores))
-            if shift and layer.rows > shift:
-                # The same window, shifted: what both looks see must decode alike.
-                again, _, _ = self._look(i, layer, raw[:, shift:], cross)
-                losses.append((decoded[shift:] - again).square().mean())
-            if self.config.cross:
-                cross = flow
+        for weights, loss in self.layers(states, shift, recompute):
+            written.append(weights)
+            if loss is not None:
+                losses.append(loss)
         total = torch.stack(losses).mean() if losses else self.cross.new_zeros(())
         return write_tokens(self.spec, written), total
+
+    def layers(
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        shift: int = 0,
+        recompute: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the tokens of each layer of the student and its shift loss, if any.
+
+        In the order of ``spec.layers``, one at a time: see `forward`.
+        """
+        self.refuse_number(len(states))
+        flow: Tensor = self.cross
+        for i in range(len(self.spec.layers)):
+            step = partial(self._layer, i, states, shift)
+            if recompute and torch.is_grad_enabled():
+                weights, loss, out = checkpoint(step, flow, use_reentrant=False)
+            else:
+                weights, loss, out = step(flow)
+            if self.config.cross:
+                flow = out
+            yield weights, loss
+
+    def _layer(
+        self,
+        index: int,
+        states: Sequence[Mapping[str, Tensor]],
+        shift: int,
+        cross: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return one layer's weights as tokens, its shift loss, the next [cross]."""
+        layer = self.spec.layers[index]
+        mean, deviation = self._statistics(index)
+        raw = read_teachers(layer, states, self.cross.device)
+        decoded, scores, flow = self._look(index, layer, raw, cross)
+        weights = weights_of(self.config, raw, decoded, scores, mean, deviation)
+        loss = None
+        if shift and layer.rows > shift:
+            # The same window, shifted: what both looks see must decode alike.
+            again, _, _ = self._look(index, layer, raw[:, shift:], cross)
+            loss = (decoded[shift:] - again).square().mean()
+        return weights, loss, flow
 
     def _look(
         self,
@@ -175,46 +200,44 @@ class WeightFormer(nn.Module):
         raw: Float[Tensor, "teachers rows width"],
         cross: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run one layer; return decoded first slots, mixture scores, next [cross]."""
+        """Run one layer; return decoded slots, mixture scores, next [cross]."""
         teachers, rows, _ = raw.shape
-        mean, deviation = self._statistics(index)
-        tokens = self.embed[layer.key]((raw - mean) / deviation)  # (N, rows, width)
+        pooled = self.config.readout == "pooled"
+        tokens = self._embedded(index, layer, raw)  # (N, rows, width)
         ids = self.model_id.weight
         places = self.position.weight
-        tokens = tokens + ids[1 : teachers + 1, None] + places[None, 1 : rows + 1]
+        own = ids[1:2] if pooled else ids[1 : teachers + 1]
+        tokens = tokens + own[:, None] + places[None, 1 : rows + 1]
         head = cross + ids[0] + places[1]
         sequence = torch.cat([head[None], tokens.flatten(0, 1)])
         sequence = sequence + self.layer_depth.weight[index]
         for block in self.blocks:
-            sequence = block(sequence)
+            sequence = block(sequence, teachers)
         sequence = self.norm(sequence)
-        decoded = self.decode[layer.key](sequence[1 : rows + 1])
+        if pooled:
+            slots = sequence[1:].view(teachers, rows, -1)
+            slots = pool(slots, self.pool(slots))
+        else:
+            slots = sequence[1 : rows + 1]
+        decoded = self.decode[layer.key](slots)
         scores = self.score(sequence[1:]).view(teachers, rows, 1)
         return decoded, scores, self.cross_flow(sequence[0])
 
-    def _weights(
-        self,
-        index: int,
-        raw: Float[Tensor, "teachers rows width"],
-        decoded: Float[Tensor, "rows width"],
-        scores: Float[Tensor, "teachers rows 1"],
-    ) -> Float[Tensor, "rows width"]:
+    def _embedded(self, index: int, layer: LayerSpec, raw: Tensor) -> Tensor:
+        """Return the tokens standardised and embedded, large layers in chunks."""
         mean, deviation = self._statistics(index)
-        config = self.config
-        if config.head == "direct":
-            return mean + deviation * decoded
-        if config.centre:
-            decoded = decoded - decoded.mean(0, keepdim=True)
-        if config.head == "mixture":
-            base = (scores.softmax(0) * raw).sum(0)
-        else:
-            base = raw.mean(0) if config.reference == "mean" else raw[0]
-        return base + config.gain * deviation * decoded
+        embed = self.embed[layer.key]
+        if raw.numel() <= CHUNK:
+            return embed((raw - mean) / deviation)
+        chunks = raw.reshape(-1, layer.width).split(max(1, CHUNK // layer.width))
+        embedded = [embed((chunk - mean).div_(deviation)) for chunk in chunks]
+        return torch.cat(embedded).view(*raw.shape[:2], -1)
 
     def _statistics(self, index: int) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"mean_{index}"), self.get_buffer(f"deviation_{index}")
 
-    def _refuse_number(self, teachers: int) -> None:
+    def refuse_number(self, teachers: int) -> None:
+        """Raise `InputError` for no teachers, or more than the generator reads."""
         if not 1 <= teachers <= self.config.max_teachers:
             raise InputError(
                 f"this predictor reads 1 to {self.config.max_teachers} teachers, but "

@@ -13,8 +13,12 @@ from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import State, load_state, save_state
 from metaensemble.data import Normalization
-from metaensemble.weightformer.network import WeightFormer, WeightFormerConfig
-from metaensemble.weightformer.tokens import TokenSpec
+from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.network import WeightFormer
+from metaensemble.weightformer.tokens import TokenSpec, write_layer
+
+FRAME_PREFIX = "frame/"
+"""Before the names of the frame's tensors in a predictor's file."""
 
 
 class PredictorInfo(Config):
@@ -40,6 +44,8 @@ class PredictorInfo(Config):
     """SHA-256 of the members that it was trained on."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How it was trained, and what was measured on validation."""
+    frame: bool = False
+    """Whether a network lies beside the generator to which teachers are aligned."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,40 @@ class Predictor:
 
     network: WeightFormer
     info: PredictorInfo
+    frame: State | None = None
+    """The network whose order of channels the generator was trained in; None where
+    teachers are read as they are."""
 
     @torch.no_grad()
     def predict(self, states: Sequence[Mapping[str, Tensor]]) -> State:
         """Return the student's parameters for these teachers, in one forward pass.
 
         Buffers are the mean of the teachers': running statistics must be re-estimated
-        on images before the student is used (`models.reestimate_batchnorm`).
+        on images before the student is used (`models.reestimate_batchnorm`). Of states
+        that are read from their files (`LazyState`) one layer is held at a time.
+
+        Args:
+            states: the teachers' tensors. If there is a frame, they must have been
+                brought to it, as `methods.states_for` does.
 
         Raises:
-            InputError: the teachers' tensors are not those of the architecture.
+            InputError: the teachers' tensors are not those of the architecture, or they
+                are too few or too many.
         """
+        self._refuse_other_tensors(states)
+        spec = self.info.spec
+        layers = self.network.eval().layers(states)
+        like = {name: states[0][name].dtype for name in spec.shapes} if states else {}
+        written: State = {
+            name: torch.empty(shape, dtype=like.get(name))
+            for name, shape in spec.shapes.items()
+        }
+        for layer, (tokens, _) in zip(spec.layers, layers, strict=True):
+            write_layer(layer, tokens, written)
+        written.update({alias: written[name] for alias, name in spec.ties.items()})
+        return complete_state(written, states)
+
+    def _refuse_other_tensors(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         for position, state in enumerate(states):
             for name, shape in self.info.spec.shapes.items():
                 got = tuple(state[name].shape) if name in state else None
@@ -69,8 +98,6 @@ class Predictor:
                         f"{'missing' if got is None else f'of shape {got}'} where it "
                         f"needs {tuple(shape)}; choose members of that architecture"
                     )
-        parameters, _ = self.network.eval()(states)
-        return complete_state(parameters, states)
 
 
 def complete_state(
@@ -94,8 +121,11 @@ def complete_state(
 
 def save_predictor(path: Path, predictor: Predictor) -> None:
     """Write a predictor as one safetensors file, whole or not at all."""
-    metadata = predictor.info.model_dump(mode="json")
-    save_state(path, predictor.network.state_dict(), metadata)
+    info = predictor.info.model_copy(update={"frame": predictor.frame is not None})
+    frame = predictor.frame or {}
+    state = predictor.network.state_dict()
+    state |= {FRAME_PREFIX + name: tensor for name, tensor in frame.items()}
+    save_state(path, state, info.model_dump(mode="json"))
 
 
 def load_predictor(path: Path) -> Predictor:
@@ -117,12 +147,29 @@ def load_predictor(path: Path) -> Predictor:
             f"make one with: metaensemble learn-weightformer ZOO --data D --out WF"
         )
     try:
-        info = PredictorInfo.model_validate(metadata)
+        info = PredictorInfo.model_validate(_completed(metadata))
         network = WeightFormer(info.config, info.spec)
+        frame = _taken(state, FRAME_PREFIX)
         network.load_state_dict(state)
-    except (ValidationError, RuntimeError) as error:
+        if bool(frame) != info.frame:
+            raise ValueError("the frame and the record of it disagree")
+    except (ValidationError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{path} must be a predictor of this version of metaensemble, but does not "
             "fit it; train it again with metaensemble learn-weightformer"
         ) from error
-    return Predictor(network.eval(), info)
+    return Predictor(network.eval(), info, frame or None)
+
+
+def _completed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with what those of older files leave unsaid."""
+    config = metadata.get("config")
+    if not isinstance(config, dict):
+        return metadata
+    return {**metadata, "config": {"attention": "full", **config}}
+
+
+def _taken(state: State, prefix: str) -> State:
+    """Take the tensors whose names begin with a prefix out of a state dict."""
+    names = [name for name in state if name.startswith(prefix)]
+    return {name.removeprefix(prefix): state.pop(name) for name in names}

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metaensemble.core.config import Config
-from metaensemble.core.states import State
+from metaensemble.core.states import LazyState, State
 
 Kind = Literal["conv", "linear", "attention", "norm", "table"]
 """What a layer is; with the token's width it selects the weight embedder."""
@@ -80,6 +80,39 @@ def read_tokens(
         rows = state[part.tensor].reshape(-1, part.width)
         columns.append(rows[part.first_row : part.first_row + layer.rows])
     return torch.cat(columns, dim=1).float()
+
+
+def read_teachers(
+    layer: LayerSpec,
+    states: Sequence[Mapping[str, Tensor]],
+    device: torch.device | None = None,
+) -> Float[Tensor, "teachers rows width"]:
+    """Return the tokens of one layer of several state dicts, as float32 on a device.
+
+    Of states that are read from safetensors files no more than this layer is held:
+    every call opens the files anew, so that pages once read are let go.
+    """
+    raw = torch.empty(len(states), layer.rows, layer.width, device=device)
+    for state, tokens in zip(states, raw, strict=True):
+        if isinstance(state, LazyState) and state.path.suffix == ".safetensors":
+            state = LazyState(state.path)
+        start = 0
+        for part in layer.parts:
+            rows = state[part.tensor].detach().reshape(-1, part.width)
+            rows = rows[part.first_row : part.first_row + layer.rows]
+            tokens[:, start : start + part.width] = rows
+            start += part.width
+    return raw
+
+
+def write_layer(
+    layer: LayerSpec, tokens: Float[Tensor, "rows width"], state: State
+) -> None:
+    """Write the tokens of one layer into contiguous tensors of a state dict."""
+    blocks = tokens.split([part.width for part in layer.parts], dim=1)
+    for part, block in zip(layer.parts, blocks, strict=True):
+        rows = state[part.tensor].view(-1, part.width)
+        rows[part.first_row : part.first_row + layer.rows] = block
 
 
 def write_tokens(spec: TokenSpec, tokens: Sequence[Float[Tensor, "_ _"]]) -> State:

@@ -27,9 +27,20 @@ HEADS: tuple[dict[str, Any], ...] = (
     {"head": "residual", "reference": "mean", "centre": True},
     {"head": "mixture"},
 )
+FORMS: tuple[dict[str, Any], ...] = (
+    *HEADS,
+    {"head": "residual", "reference": "mean", "readout": "pooled"},
+    {"head": "residual", "reference": "first", "attention": "axial"},
+    {"head": "mixture", "readout": "pooled", "attention": "axial"},
+)
 each_network = pytest.mark.parametrize("name", NETWORKS)
 each_head = pytest.mark.parametrize(
     "head", HEADS, ids=["direct", "first", "mean", "mixture"]
+)
+each_form = pytest.mark.parametrize(
+    "head",
+    FORMS,
+    ids=["direct", "first", "mean", "mixture", "pooled", "axial", "axial-pooled"],
 )
 
 
@@ -59,7 +70,7 @@ def tie_ids(weightformer: WeightFormer, first: int) -> None:
 
 
 @each_network
-@each_head
+@each_form
 def test_the_generated_state_dict_loads_strictly(
     network_of: Callable[..., nn.Module],
     teachers_of: Callable[..., list[State]],
@@ -77,7 +88,7 @@ def test_the_generated_state_dict_loads_strictly(
     assert torch.isfinite(network(images)).all()
 
 
-@each_head
+@each_form
 def test_teachers_stay_as_they_are_and_get_no_gradient(
     teachers_of: Callable[..., list[State]],
     generator_of: Callable[..., WeightFormer],
@@ -96,7 +107,7 @@ def test_teachers_stay_as_they_are_and_get_no_gradient(
 
 
 @pytest.mark.parametrize("name", ["convnet,width=2", VIT])
-@each_head
+@each_form
 def test_gradients_through_the_student_reach_every_generator_parameter(
     network_of: Callable[..., nn.Module],
     teachers_of: Callable[..., list[State]],
@@ -132,7 +143,7 @@ def test_gradients_agree_with_finite_differences(
     name = "mlp,depth=1,width=3"
     student, teachers = network_of(name).double(), teachers_of(name)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    for head in HEADS:
+    for head in FORMS:
         weightformer = generator_of(name, teachers, **head).double()
 
         def loss(weightformer: WeightFormer = weightformer) -> Tensor:
@@ -279,7 +290,7 @@ def test_a_pure_mixture_of_one_network_is_that_network(
     assert close(written, {key: teacher[key] for key in written})
 
 
-@each_head
+@each_form
 def test_without_a_shift_there_is_no_shift_loss(
     teachers_of: Callable[..., list[State]],
     generator_of: Callable[..., WeightFormer],
@@ -314,7 +325,7 @@ def test_the_shift_loss_leaves_out_layers_that_are_too_short(
     assert weightformer(teachers, shift=4)[1].item() == 0
 
 
-@each_head
+@each_form
 def test_the_shift_does_not_change_what_is_written(
     teachers_of: Callable[..., list[State]],
     generator_of: Callable[..., WeightFormer],
@@ -384,7 +395,7 @@ def test_without_cross_flow_its_output_is_not_read(
     assert equal(whole, written_with_flow_cut_after(weightformer, teachers, 0))
 
 
-@each_head
+@each_form
 def test_evaluation_is_deterministic_and_dropout_is_not(
     teachers_of: Callable[..., list[State]],
     generator_of: Callable[..., WeightFormer],
@@ -397,16 +408,16 @@ def test_evaluation_is_deterministic_and_dropout_is_not(
     assert not equal(weightformer(teachers)[0], weightformer(teachers)[0])
 
 
-@each_head
-@pytest.mark.parametrize("count", [1, 2, 5])
+@each_form
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_any_number_of_teachers_is_read(
     teachers_of: Callable[..., list[State]],
     generator_of: Callable[..., WeightFormer],
     head: dict[str, Any],
     count: int,
 ):
-    teachers = teachers_of("convnet,width=2", 5)
-    weightformer = generator_of("convnet,width=2", teachers[:2], max_teachers=5, **head)
+    teachers = teachers_of("convnet,width=2", 8)
+    weightformer = generator_of("convnet,width=2", teachers[:2], **head)
     written, _ = weightformer(teachers[:count])
     assert all(torch.isfinite(tensor).all() for tensor in written.values())
 
