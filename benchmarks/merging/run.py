@@ -25,7 +25,7 @@ from metaensemble.workflows.fuse import fuse_students
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import MethodUnion, make_method
 from metaensemble.workflows.reporting import report_student
-from metaensemble.workflows.teach import teach_members
+from metaensemble.workflows.teach import Knowledge, teach_members
 
 HERE = Path(__file__).parent
 ARCHITECTURE = "convnet,width=32"
@@ -33,6 +33,8 @@ MEMBERS = Supervised(epochs=30, learning_rate=0.1)
 STARTS = ("scratch", "best_member", "regression_merge")
 BUDGETS = (0.1, 0.5, 2.0)
 """Epochs of distillation, over labelled and unlabelled images: 49,000."""
+RATES = {0.1: 0.015, 0.5: 0.05, 2.0: 0.05}
+"""By budget, for the starts that are trained; chosen on validation (LOG.md)."""
 METHODS: list[MethodUnion] = [
     make_method("best_member"),
     make_method("soup"),
@@ -40,7 +42,12 @@ METHODS: list[MethodUnion] = [
     make_method("repair"),
     make_method("regression_merge"),
     *(
-        make_method("kd", start=start, epochs=epochs, learning_rate=0.05)
+        make_method(
+            "kd",
+            start=start,
+            epochs=epochs,
+            learning_rate=0.05 if start == "scratch" else RATES[epochs],
+        )
         for epochs in BUDGETS
         for start in STARTS
     ),
@@ -100,7 +107,7 @@ def taught(session: Session, zoo: Path) -> None:
         architecture=ARCHITECTURE,
         members=4,
         method=MEMBERS,
-        subset=0.5,
+        knowledge=Knowledge(subset=0.5),
         command=COMMAND,
     )
 

@@ -23,7 +23,7 @@ from metaensemble.teachers import Ensemble, Member, load_member
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.reporting import report_student, save_student
 from metaensemble.workflows.students import merge_student
-from metaensemble.workflows.teach import teach_member
+from metaensemble.workflows.teach import Knowledge, teach_member
 
 HERE = Path(__file__).parent
 ARCHITECTURE = "convnet,width=32"
@@ -88,7 +88,7 @@ def teach(session: Session, folder: Path) -> Iterator[Member]:
             path,
             architecture=ARCHITECTURE,
             method=START,
-            subset=0.5,
+            knowledge=Knowledge(subset=0.5),
         )
     )
     for number in range(MEMBERS):
@@ -103,7 +103,7 @@ def teach(session: Session, folder: Path) -> Iterator[Member]:
             architecture=ARCHITECTURE,
             method=Supervised(epochs=EPOCHS, learning_rate=rate),
             start=start,
-            subset=0.2,
+            knowledge=Knowledge(subset=0.2),
         )
 
 

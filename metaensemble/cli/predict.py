@@ -10,7 +10,7 @@ from metaensemble.cli.show import command_line, show
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
-from metaensemble.methods import states_for
+from metaensemble.methods import reading_for
 from metaensemble.report import Report
 from metaensemble.teachers import Ensemble, load_ensemble, save_member
 from metaensemble.weightformer import Predictor, load_predictor
@@ -89,7 +89,7 @@ def _write_unmeasured(
 ) -> tuple[str, ...]:
     """Write the student with the mean of the members' statistics; return notes."""
     began = time.monotonic()
-    state = predictor.predict(states_for(predictor, ensemble))
+    state = predictor.predict(reading_for(predictor, ensemble).states)
     notes = _notes(ensemble, predictor, time.monotonic() - began)
     training = {"command": "predict", "teachers": [m.sha256 for m in ensemble.members]}
     update = {"training": training, "metrics": {}, "start": None}

@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> None:
                 members=options.members,
                 method=options.supervised,
                 start=start,
-                subset=options.subset,
+                knowledge=options.knowledge,
             )
             for member in taught:
                 accuracy = member.info.metrics["validation"]["accuracy"]

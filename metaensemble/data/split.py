@@ -66,8 +66,20 @@ class Split(ABC):
 
     def without_labels(self) -> "Split":
         """Return the same images with all labels `UNKNOWN`; nothing is copied."""
+        return self.with_labels(torch.full_like(self.labels, UNKNOWN))
+
+    def with_labels(self, labels: Tensor) -> "Split":
+        """Return the same images with these labels; nothing is copied.
+
+        Args:
+            labels: int64 (n,), one per image, `UNKNOWN` where there is none.
+
+        Raises:
+            ValueError: the labels are not int64 or not one per image.
+        """
+        _demand_labels(labels, len(self))
         twin = copy.copy(self)
-        twin.labels = torch.full_like(self.labels, UNKNOWN)
+        twin.labels = labels
         return twin
 
     @abstractmethod
@@ -87,11 +99,7 @@ class TensorSplit(Split):
                 "images must be one uint8 tensor (n, channels, height, width), but are "
                 f"{images.dtype} {tuple(images.shape)}; scale and stack them"
             )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 of shape ({len(images)},), one per image, but "
-                f"are {labels.dtype} {tuple(labels.shape)}; convert them"
-            )
+        _demand_labels(labels, len(images))
         channels, height, width = images.shape[1:]
         super().__init__(labels, (channels, height, width))
         self.images = images
@@ -154,3 +162,11 @@ def needed(draws: Tensor | None) -> Tensor:
             "pass rows of augmentation.draws(count, seed, view)"
         )
     return draws
+
+
+def _demand_labels(labels: Tensor, count: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(
+            f"labels must be int64 of shape ({count},), one per image, but are "
+            f"{labels.dtype} {tuple(labels.shape)}; convert them"
+        )

@@ -1,8 +1,8 @@
 """Trained methods, one file each; the contract is in `contract`."""
 
 from metaensemble.methods.contract import Batch, Learner, TrainedMethod
-from metaensemble.methods.frame import states_for
 from metaensemble.methods.kd import KD
+from metaensemble.methods.reading import Reading, Sources, reading_for
 from metaensemble.methods.supervised import Supervised
 from metaensemble.methods.weightformer import (
     GeneratorTraining,
@@ -15,9 +15,11 @@ __all__ = [
     "Batch",
     "GeneratorTraining",
     "Learner",
+    "Reading",
+    "Sources",
     "Supervised",
     "TrainedMethod",
     "WeightFormerLearner",
     "WeightFormerMethod",
-    "states_for",
+    "reading_for",
 ]

@@ -76,6 +76,11 @@ class TrainedMethod(Method):
     """Which state is kept: the last, or the best by KL to the ensemble (by NLL where
     there is none) on the validation split."""
 
+    @property
+    def augments(self) -> bool:
+        """Return whether images are augmented as the data says."""
+        return True
+
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> Learner:
         """Return the module to train.
 

@@ -20,9 +20,9 @@ from metaensemble.alignment import (
 )
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import State
-from metaensemble.teachers import Ensemble, MemberInfo
+from metaensemble.teachers import MemberInfo
 from metaensemble.teachers.member import build_from
-from metaensemble.weightformer import Predictor, complete_state
+from metaensemble.weightformer import complete_state
 
 FrameKind = Literal["first", "merge"]
 """Which network is the frame: the zoo's first member, or the mean of the aligned zoo.
@@ -68,24 +68,6 @@ def to_frame(
         apply_permutations(spec, match_weights(spec, frame, s).permutations, s)
         for s in states
     ]
-
-
-def states_for(
-    predictor: Predictor, ensemble: Ensemble
-) -> Sequence[Mapping[str, Tensor]]:
-    """Return the members' tensors as a predictor reads them.
-
-    From their files, tensor by tensor, as they are; or in memory, in its frame.
-
-    Raises:
-        InputError: they are too few or too many, differ in architecture, or cannot be
-            aligned.
-    """
-    predictor.network.refuse_number(len(ensemble))
-    states = ensemble.lazy_states("a predictor's teachers must share one architecture")
-    if predictor.frame is None:
-        return states
-    return to_frame(ensemble.info, predictor.frame, states)
 
 
 def _spec(info: MemberInfo) -> PermutationSpec:

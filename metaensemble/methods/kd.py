@@ -47,6 +47,15 @@ class KD(TrainedMethod):
     the student's architecture), fresh weights, or what a merger with its defaults makes
     of the members."""
 
+    plain: Literal["auto", "always", "never"] = "auto"
+    """Whether to distil on the images as they are instead of augmented ones; auto:
+    where each is seen once at most. A merged start was fitted to plain images."""
+
+    @property
+    def augments(self) -> bool:
+        """Return whether images are augmented."""
+        return self.plain == "never" or (self.plain == "auto" and self.epochs > 1)
+
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> StudentLearner:
         """Return the learner of `student`."""
         average = teachers.average if teachers else "probabilities"

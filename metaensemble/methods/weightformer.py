@@ -19,6 +19,7 @@ from metaensemble.core.states import State
 from metaensemble.methods.contract import Batch, Learner, TrainedMethod
 from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
 from metaensemble.methods.frame import FrameKind, make_frame, to_frame
+from metaensemble.methods.reading import Reading, Sources, read
 from metaensemble.teachers import Average, Ensemble, ensemble_log_probs, kinship
 from metaensemble.weightformer import (
     Predictor,
@@ -65,6 +66,9 @@ class GeneratorTraining(WeightFormerConfig, TrainedMethod):
     frame: FrameKind = "first"
     """The network that gives the order: the zoo's first member, or merge, the mean of
     the aligned zoo. It is saved with the predictor."""
+    pool: int = Field(default=32, ge=1)
+    """Where a set of teachers takes images (data tokens, a merge as reference): sets
+    that are prepared before training and drawn from; without, every step draws anew."""
     recompute: bool = False
     """Keep no activations of the generator for backward, but compute them again, layer
     by layer: less memory, a third more time."""
@@ -87,14 +91,17 @@ class WeightFormerMethod(GeneratorTraining):
     """Peak rate of the tuning."""
 
     def learner(
-        self, student: nn.Module, teachers: Ensemble | None
+        self,
+        student: nn.Module,
+        teachers: Ensemble | None,
+        sources: Sources | None = None,
     ) -> "WeightFormerLearner":
         """Return the learner for a fixed set of teachers, the paper's main experiment.
 
         Every step reads all of them, in their order.
         """
         assert teachers is not None
-        return WeightFormerLearner(self, student, teachers, teachers)
+        return WeightFormerLearner(self, student, teachers, teachers, sources=sources)
 
 
 class WeightFormerLearner(Learner):
@@ -109,6 +116,7 @@ class WeightFormerLearner(Learner):
         draw: smallest and largest number of members drawn per step, in random order;
             None reads the whole zoo in its order.
         seed: of the draws.
+        sources: of merges and images, for a generator that needs them.
     """
 
     stale_statistics: ClassVar[bool] = True
@@ -121,6 +129,7 @@ class WeightFormerLearner(Learner):
         audience: Ensemble,
         draw: tuple[int, int] | None = None,
         seed: int = 0,
+        sources: Sources | None = None,
     ):
         super().__init__()
         self.config = config
@@ -138,9 +147,6 @@ class WeightFormerLearner(Learner):
             same = audience is zoo
             others = states if same else to_frame(zoo.info, self._frame, others)
         self._zoo = [_on(device, state) for state in states]
-        self._audience = (
-            self._zoo if audience is zoo else [_on(device, state) for state in others]
-        )
         self._student = (student,)  # in a tuple, so that it is no submodule
         self._info = zoo.info
         self.average: Average = zoo.average
@@ -148,16 +154,36 @@ class WeightFormerLearner(Learner):
         self.spec = derive_token_spec(student, zoo.info.input_shape)
         self.generator = WeightFormer(shape, self.spec)
         self.generator.standardise(self._zoo)
+        self._sets = [
+            (
+                chosen,
+                self._read(zoo.subset(chosen), [self._zoo[i] for i in chosen], sources),
+            )
+            for chosen in self._prepared()
+        ]
+        told = [r.evidence for _, r in self._sets if r.evidence is not None]
+        if told:
+            self.generator.standardise_evidence(told)
+        self._audience = (
+            self._sets[0][1]
+            if audience is zoo and self._sets
+            else self._read(
+                audience,
+                self._zoo if audience is zoo else [_on(device, s) for s in others],
+                sources,
+            )
+        )
         self.to(device)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the divergence from the ensemble and the shift-consistency term."""
         assert batch.teacher_logits is not None
         config = self.config
-        chosen = self.chosen(batch.step)
+        chosen, reading = self.reading(batch.step)
         shift = config.shift if config.shift_weight and self.training else 0
-        states = [self._zoo[i] for i in chosen]
-        parameters, consistency = self.generator(states, shift, config.recompute)
+        parameters, consistency = self.generator(
+            reading.states, shift, config.recompute, reading.base, reading.evidence
+        )
         logits = self.student_logits(parameters, batch.inputs)
         target = ensemble_log_probs(batch.teacher_logits[chosen], self.average)
         divergence = kl_divergence(target, logits.log_softmax(-1), config.direction)
@@ -169,14 +195,36 @@ class WeightFormerLearner(Learner):
             losses["label"] = config.label_weight * labels
         return losses
 
+    def reading(self, step: int) -> tuple[list[int], Reading]:
+        """Return the members of the zoo that step `step` reads, and what it reads."""
+        if not self._sets:
+            chosen = self.chosen(step)
+            return chosen, Reading([self._zoo[i] for i in chosen])
+        random = seeded_generator(self.seed, "set", step)
+        number = int(torch.randint(len(self._sets), (1,), generator=random))
+        return self._sets[number]
+
     def chosen(self, step: int) -> list[int]:
-        """Return the members of the zoo that step `step` reads, in order."""
+        """Return the members of the zoo that draw `step` takes, in order."""
         if self.draw is None:
             return list(range(len(self._zoo)))
         random = seeded_generator(self.seed, "draw", step)
         low, high = self.draw
         count = int(torch.randint(low, high + 1, (1,), generator=random))
         return torch.randperm(len(self._zoo), generator=random)[:count].tolist()
+
+    def _prepared(self) -> list[list[int]]:
+        """Return the sets of teachers to prepare, none if that takes no images."""
+        shape = self.generator.config
+        if not (shape.data_tokens or shape.reference == "regression_merge"):
+            return []
+        count = 1 if self.draw is None else self.config.pool
+        return [self.chosen(number) for number in range(count)]
+
+    def _read(
+        self, ensemble: Ensemble, states: list[State], sources: Sources | None
+    ) -> Reading:
+        return read(self.generator, self._frame, ensemble, states, sources)
 
     def student_logits(self, parameters: State, inputs: Tensor) -> Tensor:
         """Return the logits of the student with these weights, differentiably.
@@ -190,7 +238,9 @@ class WeightFormerLearner(Learner):
     def export(self) -> nn.Module:
         """Return the student predicted for the audience."""
         student = copy.deepcopy(self._student[0])
-        student.load_state_dict(self.predictor().predict(self._audience))
+        seen = self._audience
+        state = self.predictor().predict(seen.states, seen.base, seen.evidence)
+        student.load_state_dict(state)
         return student.eval()
 
     def predictor(self) -> Predictor:

@@ -4,6 +4,7 @@ Fei et al. 2022, "Meta-Ensemble Parameter Learning" (arXiv 2210.01973), and beyo
 """
 
 from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.evidence import Evidence, gather_evidence
 from metaensemble.weightformer.network import WeightFormer
 from metaensemble.weightformer.predictor import (
     Predictor,
@@ -16,6 +17,7 @@ from metaensemble.weightformer.tokens import TokenSpec, read_tokens, write_token
 from metaensemble.weightformer.trace import derive_token_spec
 
 __all__ = [
+    "Evidence",
     "Predictor",
     "PredictorInfo",
     "TokenSpec",
@@ -23,6 +25,7 @@ __all__ = [
     "WeightFormerConfig",
     "complete_state",
     "derive_token_spec",
+    "gather_evidence",
     "load_predictor",
     "read_tokens",
     "save_predictor",

@@ -13,10 +13,13 @@ class WeightFormerConfig(Config):
     head: Literal["direct", "residual", "mixture"] = "residual"
     """direct: decoded weights as in the paper; residual: reference + gain * decoded;
     mixture: softmax over teachers per channel + gain * decoded."""
-    reference: Literal["auto", "first", "mean", "aligned_mean"] = "auto"
+    reference: Literal["auto", "first", "mean", "aligned_mean", "regression_merge"] = (
+        "auto"
+    )
     """What the residual head adds to: the first teacher; the teachers' mean; the mean
-    after their alignment, whatever --align says. auto is the mean where the teachers
-    share a start, else the first."""
+    after their alignment, whatever --align says; what --method regression_merge makes
+    of them, which takes images and half a minute per set of teachers. auto is the mean
+    where the teachers share a start, else the first."""
     readout: Literal["first", "pooled"] = "first"
     """Where the student's channel is read: first, the paper's, at the first teacher's
     slot; pooled, by attention over the slots of all teachers, which then have no ids:
@@ -27,6 +30,12 @@ class WeightFormerConfig(Config):
     with more than 256 channels in a layer."""
     gain: float = Field(default=0.3, ge=0)
     """Size of the residual in units of each layer's weight deviation."""
+    offset: bool = False
+    """Add to the reference a learned correction per weight, common to all sets of
+    teachers: what can be learnt without reading them."""
+    data_tokens: int = Field(default=0, ge=0)
+    """Unlabelled images from which each channel's token also tells what it does, and
+    where the distillation loss at the reference would move it; 0 for none."""
     centre: bool = False
     """Subtract from the decoded tokens their mean over the channels of a layer."""
     width: int = Field(default=128, ge=8)

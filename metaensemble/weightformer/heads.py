@@ -24,6 +24,8 @@ def weights_of(
     scores: Float[Tensor, "teachers rows 1"],
     mean: Float[Tensor, " width"],
     deviation: Float[Tensor, " width"],
+    base: Float[Tensor, "rows width"] | None = None,
+    correction: Float[Tensor, "rows width"] | None = None,
 ) -> Float[Tensor, "rows width"]:
     """Return the tokens of the student's layer.
 
@@ -34,13 +36,34 @@ def weights_of(
         scores: of the teachers per channel, for the mixture.
         mean: of the layer's tokens over the zoo, by column.
         deviation: of the same.
+        base: the reference's tokens, where they are given from outside.
+        correction: what is added besides: offset, gradient.
     """
     if config.head == "direct":
-        return mean + deviation * decoded
-    if config.centre:
-        decoded = decoded - decoded.mean(0, keepdim=True)
-    if config.head == "mixture":
-        base = (scores.softmax(0) * raw).sum(0)
+        written = mean + deviation * decoded
     else:
-        base = raw[0] if config.reference in ("auto", "first") else raw.mean(0)
-    return base + config.gain * deviation * decoded
+        if config.centre:
+            decoded = decoded - decoded.mean(0, keepdim=True)
+        shares = scores.softmax(0) if config.head == "mixture" else None
+        start = reference_of(config, raw, base, shares)
+        written = start + config.gain * deviation * decoded
+    return written if correction is None else written + correction
+
+
+def reference_of(
+    config: WeightFormerConfig,
+    raw: Float[Tensor, "teachers rows width"],
+    base: Float[Tensor, "rows width"] | None = None,
+    shares: Float[Tensor, "teachers rows 1"] | None = None,
+) -> Float[Tensor, "rows width"]:
+    """Return the tokens of the reference, to which a head adds.
+
+    Shares that differ from 1/N mix the teachers; a base that is given moves along.
+    """
+    if shares is not None:
+        mixed = (shares * raw).sum(0)
+        return mixed if base is None else base + mixed - raw.mean(0)
+    if base is not None:
+        return base
+    first = config.head == "residual" and config.reference in ("auto", "first")
+    return raw[0] if first else raw.mean(0)

@@ -23,16 +23,20 @@ from metaensemble.core.errors import InputError
 from metaensemble.core.states import State
 from metaensemble.weightformer.attention import Block
 from metaensemble.weightformer.config import WeightFormerConfig
-from metaensemble.weightformer.heads import pool, weights_of
+from metaensemble.weightformer.evidence import FEATURES, Evidence
+from metaensemble.weightformer.heads import pool, reference_of, weights_of
 from metaensemble.weightformer.tokens import (
     LayerSpec,
     TokenSpec,
     read_teachers,
+    read_tokens,
     write_tokens,
 )
 
 SMALLEST_DEVIATION = 1e-3
 """Floor of a token column's deviation; a part that is constant is left as it is."""
+SMALLEST_SLOPE = 1e-12
+"""Floor of the unit of a layer's gradients."""
 AXIAL_BEYOND = 256
 """With more channels in a layer than these, auto attention is axial."""
 CHUNK = 2**21
@@ -87,6 +91,17 @@ class WeightFormer(nn.Module):
             # No bias: it would be common to all teachers, and cancel in their softmax.
             self.pool = nn.Linear(width, 1, bias=False)
             nn.init.zeros_(self.pool.weight)  # at first the plain mean
+        if config.offset:
+            self.offsets = nn.ParameterList(
+                torch.zeros(layer.rows, layer.width) for layer in spec.layers
+            )
+        if config.data_tokens:
+            self.embed_gradient = nn.ModuleDict(
+                {key: nn.Linear(layer.width, width) for key, layer in keys.items()}
+            )
+            self.embed_activity = nn.Linear(FEATURES, width)
+            self.rates = nn.Parameter(torch.zeros(len(spec.layers)))
+            self.register_buffer("slope", torch.ones(len(spec.layers)))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -121,11 +136,21 @@ class WeightFormer(nn.Module):
                 deviation[start : start + part.width] = spread
                 start += part.width
 
+    @torch.no_grad()
+    def standardise_evidence(self, many: Sequence[Evidence]) -> None:
+        """Set the unit of each layer's gradients: their root mean square."""
+        for i, layer in enumerate(self.spec.layers):
+            squares = [read_tokens(layer, one.gradient).square().mean() for one in many]
+            mean = torch.stack(squares).mean().sqrt()
+            self.get_buffer("slope")[i] = mean.clamp_min(SMALLEST_SLOPE)
+
     def forward(
         self,
         states: Sequence[Mapping[str, Tensor]],
         shift: int = 0,
         recompute: bool = False,
+        base: Mapping[str, Tensor] | None = None,
+        evidence: Evidence | None = None,
     ) -> tuple[State, Tensor]:
         """Return the student's parameters and the shift-consistency loss.
 
@@ -135,6 +160,8 @@ class WeightFormer(nn.Module):
             shift: tokens by which the second look is shifted; 0 skips it.
             recompute: keep no activations for backward but each layer's [cross];
                 backward computes them again, layer by layer.
+            base: the reference, where it is not made of the teachers' tokens.
+            evidence: what images told, for a generator with data tokens.
 
         Returns:
             Parameters by name (buffers are not among them), and the mean squared
@@ -144,7 +171,7 @@ class WeightFormer(nn.Module):
             InputError: more teachers than ids.
         """
         written, losses = [], []
-        for weights, loss in self.layers(states, shift, recompute):
+        for weights, loss in self.layers(states, shift, recompute, base, evidence):
             written.append(weights)
             if loss is not None:
                 losses.append(loss)
@@ -156,19 +183,34 @@ class WeightFormer(nn.Module):
         states: Sequence[Mapping[str, Tensor]],
         shift: int = 0,
         recompute: bool = False,
+        base: Mapping[str, Tensor] | None = None,
+        evidence: Evidence | None = None,
+        step: float = 1.0,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the tokens of each layer of the student and its shift loss, if any.
 
         In the order of ``spec.layers``, one at a time: see `forward`.
+
+        Args:
+            states: as in `forward`, like what follows.
+            shift: tokens by which the second look is shifted.
+            recompute: whether backward computes the activations again.
+            base: the reference, if given.
+            evidence: of the images, if given.
+            step: how far to go from the reference (0) to what is predicted (1).
+
+        Raises:
+            InputError: too few or too many teachers; base or evidence missing.
         """
         self.refuse_number(len(states))
+        self._refuse_missing(base, evidence)
         flow: Tensor = self.cross
         for i in range(len(self.spec.layers)):
-            step = partial(self._layer, i, states, shift)
+            look = partial(self._layer, i, states, shift, base, evidence, step)
             if recompute and torch.is_grad_enabled():
-                weights, loss, out = checkpoint(step, flow, use_reentrant=False)
+                weights, loss, out = checkpoint(look, flow, use_reentrant=False)
             else:
-                weights, loss, out = step(flow)
+                weights, loss, out = look(flow)
             if self.config.cross:
                 flow = out
             yield weights, loss
@@ -178,18 +220,37 @@ class WeightFormer(nn.Module):
         index: int,
         states: Sequence[Mapping[str, Tensor]],
         shift: int,
+        base: Mapping[str, Tensor] | None,
+        evidence: Evidence | None,
+        step: float,
         cross: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return one layer's weights as tokens, its shift loss, the next [cross]."""
         layer = self.spec.layers[index]
         mean, deviation = self._statistics(index)
         raw = read_teachers(layer, states, self.cross.device)
-        decoded, scores, flow = self._look(index, layer, raw, cross)
-        weights = weights_of(self.config, raw, decoded, scores, mean, deviation)
+        given = None if base is None else read_tokens(layer, base).to(raw.device)
+        correction = self.offsets[index] if self.config.offset else None
+        told = None
+        if evidence is not None and self.config.data_tokens:
+            slope = read_tokens(layer, evidence.gradient).to(raw.device)
+            slope = slope / self.get_buffer("slope")[index]
+            told = self.embed_gradient[layer.key](slope)
+            told = told + self.embed_activity(evidence.activity[index].to(raw.device))
+            downhill = -self.rates[index] * deviation * slope
+            correction = downhill if correction is None else correction + downhill
+        decoded, scores, flow = self._look(index, layer, raw, told, cross)
+        weights = weights_of(
+            self.config, raw, decoded, scores, mean, deviation, given, correction
+        )
+        if step != 1:
+            start = reference_of(self.config, raw, given)
+            weights = start + step * (weights - start)
         loss = None
         if shift and layer.rows > shift:
             # The same window, shifted: what both looks see must decode alike.
-            again, _, _ = self._look(index, layer, raw[:, shift:], cross)
+            seen = None if told is None else told[:, shift:]
+            again, _, _ = self._look(index, layer, raw[:, shift:], seen, cross)
             loss = (decoded[shift:] - again).square().mean()
         return weights, loss, flow
 
@@ -198,12 +259,18 @@ class WeightFormer(nn.Module):
         index: int,
         layer: LayerSpec,
         raw: Float[Tensor, "teachers rows width"],
+        told: Float[Tensor, "teachers rows embedded"] | None,
         cross: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run one layer; return decoded slots, mixture scores, next [cross]."""
+        """Run one layer; return decoded slots, mixture scores, next [cross].
+
+        `told` is the embedded evidence, which joins the tokens.
+        """
         teachers, rows, _ = raw.shape
         pooled = self.config.readout == "pooled"
         tokens = self._embedded(index, layer, raw)  # (N, rows, width)
+        if told is not None:
+            tokens = tokens + told
         ids = self.model_id.weight
         places = self.position.weight
         own = ids[1:2] if pooled else ids[1 : teachers + 1]
@@ -235,6 +302,38 @@ class WeightFormer(nn.Module):
 
     def _statistics(self, index: int) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"mean_{index}"), self.get_buffer(f"deviation_{index}")
+
+    @torch.no_grad()
+    def reference(
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        base: Mapping[str, Tensor] | None = None,
+    ) -> State:
+        """Return the parameters that the generator adds to, before it is trained.
+
+        Buffers are the first teacher's: batch-norm statistics must be re-estimated.
+        """
+        written = []
+        for layer in self.spec.layers:
+            raw = read_teachers(layer, states)
+            given = None if base is None else read_tokens(layer, base)
+            written.append(reference_of(self.config, raw, given))
+        rest = {name: states[0][name] for name in states[0]}
+        return {**rest, **write_tokens(self.spec, written)}
+
+    def _refuse_missing(
+        self, base: Mapping[str, Tensor] | None, evidence: Evidence | None
+    ) -> None:
+        if self.config.reference == "regression_merge" and base is None:
+            raise InputError(
+                "a generator with the reference regression_merge must be given that "
+                "merge, but got none; add --data"
+            )
+        if self.config.data_tokens and evidence is None:
+            raise InputError(
+                "a generator with data tokens must be given images, but got none; add "
+                "--data"
+            )
 
     def refuse_number(self, teachers: int) -> None:
         """Raise `InputError` for no teachers, or more than the generator reads."""

@@ -14,6 +14,7 @@ from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import State, load_state, save_state
 from metaensemble.data import Normalization
 from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.evidence import Evidence
 from metaensemble.weightformer.network import WeightFormer
 from metaensemble.weightformer.tokens import TokenSpec, write_layer
 
@@ -59,7 +60,13 @@ class Predictor:
     teachers are read as they are."""
 
     @torch.no_grad()
-    def predict(self, states: Sequence[Mapping[str, Tensor]]) -> State:
+    def predict(
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        base: Mapping[str, Tensor] | None = None,
+        evidence: Evidence | None = None,
+        step: float = 1.0,
+    ) -> State:
         """Return the student's parameters for these teachers, in one forward pass.
 
         Buffers are the mean of the teachers': running statistics must be re-estimated
@@ -68,7 +75,11 @@ class Predictor:
 
         Args:
             states: the teachers' tensors. If there is a frame, they must have been
-                brought to it, as `methods.states_for` does.
+                brought to it, as `methods.reading_for` does.
+            base: the reference, if the generator does not make it of the tokens; if it
+                does, a base that is given takes its place.
+            evidence: what images told, for a generator with data tokens.
+            step: how far to go from the reference (0) to the prediction (1).
 
         Raises:
             InputError: the teachers' tensors are not those of the architecture, or they
@@ -76,7 +87,8 @@ class Predictor:
         """
         self._refuse_other_tensors(states)
         spec = self.info.spec
-        layers = self.network.eval().layers(states)
+        network = self.network.eval()
+        layers = network.layers(states, base=base, evidence=evidence, step=step)
         like = {name: states[0][name].dtype for name in spec.shapes} if states else {}
         written: State = {
             name: torch.empty(shape, dtype=like.get(name))

@@ -23,7 +23,7 @@ from metaensemble.workflows.options import (
     RunOptions,
     Session,
 )
-from metaensemble.workflows.students import Student, train
+from metaensemble.workflows.students import Student, sources_of, train
 
 
 class LearnOptions(GeneratorTraining, RunOptions, MemberOptions, DataOptions):
@@ -161,7 +161,13 @@ def learn_predictor(
     before = session.cache.images_asked
     with seeded(session.seed, "learner"):
         learner = WeightFormerLearner(
-            method, network, training, audience, draw=teachers, seed=session.seed
+            method,
+            network,
+            training,
+            audience,
+            draw=teachers,
+            seed=session.seed,
+            sources=sources_of(session),
         )
     student = train(
         session, training, method, learner, info, "weightformer", before, audience

@@ -22,7 +22,7 @@ from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.registry import MethodUnion
 from metaensemble.workflows.reporting import report_student, save_student
 from metaensemble.workflows.students import Student, predicted_student, tune_student
-from metaensemble.workflows.teach import teach_member, teach_members
+from metaensemble.workflows.teach import Knowledge, teach_member, teach_members
 
 Regime = Literal["one-start", "independent"]
 
@@ -142,7 +142,7 @@ def teach_zoo(
             members=members,
             method=story.teaching,
             start=start,
-            subset=story.subset,
+            knowledge=Knowledge(subset=story.subset),
         )
         return Ensemble(tuple(made))
 

@@ -5,11 +5,13 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
-from metaensemble.core.seeds import seeded
-from metaensemble.data import Normalization, Split, concatenate
+from metaensemble.core.seeds import permutation, seeded
+from metaensemble.core.states import State
+from metaensemble.data import Augmentation, Normalization, Split, concatenate
 from metaensemble.engine import (
     TrainingBatches,
     evaluate,
@@ -21,9 +23,10 @@ from metaensemble.merging import Bench, BestMember, Judged, Merged, Merger
 from metaensemble.methods import (
     KD,
     Learner,
+    Sources,
     TrainedMethod,
     WeightFormerMethod,
-    states_for,
+    reading_for,
 )
 from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
@@ -160,7 +163,7 @@ def train(
     images = distillation_images(session)
     batches = TrainingBatches(
         images,
-        session.data.augmentation,
+        session.data.augmentation if method.augments else Augmentation(),
         info.normalization,
         method.batch_size,
         session.seed,
@@ -228,10 +231,29 @@ def weightformer_student(
     ).to(session.device)
     before = session.cache.images_asked
     with seeded(session.seed, "learner"):
-        learner = method.learner(network, ensemble)
+        learner = method.learner(network, ensemble, sources_of(session))
     student = train(session, ensemble, method, learner, info, "weightformer", before)
     predicted = replace(student, stage="predicted")
     return predicted, tune_student(session, ensemble, predicted, method)
+
+
+def sources_of(session: Session) -> Sources:
+    """Return where a generator gets merges and images from."""
+
+    def merge(ensemble: Ensemble) -> State:
+        merger = make_method("regression_merge")
+        assert isinstance(merger, Merger)
+        return state_of(merge_student(session, ensemble, merger).network)
+
+    def images(ensemble: Ensemble, count: int) -> tuple[Tensor, Tensor]:
+        split = distillation_images(session)
+        chosen = permutation(len(split), session.seed, "evidence")[:count]
+        split = split.subset(chosen)
+        inputs = ensemble.info.normalization(split.batch(torch.arange(len(split))))
+        logits = session.cache.ensemble_logits(ensemble, split)
+        return inputs.to(session.device), ensemble.log_probs(logits).to(session.device)
+
+    return Sources(merge, images)
 
 
 def predicted_student(
@@ -242,7 +264,8 @@ def predicted_student(
     Its batch-norm statistics are re-estimated on the session's images.
     """
     refuse_unfit(ensemble, predictor)
-    state = predictor.predict(states_for(predictor, ensemble))
+    read = reading_for(predictor, ensemble, sources_of(session))
+    state = predictor.predict(read.states, read.base, read.evidence)
     merged = Merged(state, ensemble.info)
     network = network_of(session, merged, stale=True)
     return Student(network, ensemble.info, stage="predicted")

@@ -1,14 +1,16 @@
 """Training the members of a zoo."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from metaensemble.core.errors import InputError
-from metaensemble.core.seeds import permutation
-from metaensemble.data import Split
+from metaensemble.core.seeds import generator, permutation
+from metaensemble.data import UNKNOWN, Split
 from metaensemble.engine import TrainingBatches, evaluate, fit
 from metaensemble.methods import Learner, Supervised
 from metaensemble.models import Architecture, init_model
@@ -31,14 +33,84 @@ class TeachOptions(Supervised, RunOptions, DataOptions):
     """A member file whose weights all members start from; default: each its own."""
     subset: float = Field(default=1.0, gt=0, le=1)
     """Part of the training images that each member sees, its own choice each."""
+    classes_each: int | None = Field(default=None, ge=1)
+    """Of how many classes each member sees images, its own choice each; default: all.
+    The members then differ in what they know."""
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Part of its images for which each member sees a label drawn uniformly among all
+    classes; it may be the true one."""
     overwrite: bool = False
     """Replace the zoo if it exists."""
+
+    @property
+    def knowledge(self) -> "Knowledge":
+        """Return the fields that say what each member sees."""
+        return Knowledge(self.subset, self.classes_each, self.label_noise)
 
     @property
     def supervised(self) -> Supervised:
         """Return the fields that say how to train."""
         names = Supervised.model_fields
         return Supervised(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one member sees of the training images; chosen by its seed."""
+
+    subset: float = 1.0
+    """Part of the images."""
+    classes_each: int | None = None
+    """Number of classes; None for all."""
+    label_noise: float = 0.0
+    """Part of the labelled images whose label is drawn uniformly among all classes,
+    the true one included: so of c classes, about label_noise * (c - 1) / c of the
+    labels are wrong. `UNKNOWN` labels stay."""
+
+    def of(self, train: Split, classes: int, seed: int) -> Split:
+        """Return the images of the member with this seed.
+
+        Raises:
+            InputError: more classes than there are, or no image is left.
+        """
+        if self.classes_each is not None:
+            train = self._of_some_classes(train, classes, self.classes_each, seed)
+        if self.subset < 1:
+            count = max(1, round(self.subset * len(train)))
+            train = train.subset(permutation(len(train), seed, "subset")[:count])
+        if self.label_noise:
+            train = self._with_noise(train, classes, self.label_noise, seed)
+        return train
+
+    @staticmethod
+    def _of_some_classes(train: Split, classes: int, count: int, seed: int) -> Split:
+        if count > classes:
+            raise InputError(
+                f"--classes-each must be at most the number of classes, {classes}, but "
+                f"is {count}; lower it"
+            )
+        chosen = permutation(classes, seed, "classes")[:count]
+        kept = torch.isin(train.labels, chosen).nonzero().flatten()
+        if not len(kept):
+            raise InputError(
+                f"a member must see at least one image, but the {count} classes that "
+                f"seed {seed} draws have none; raise --classes-each"
+            )
+        return train.subset(kept)
+
+    @staticmethod
+    def _with_noise(train: Split, classes: int, share: float, seed: int) -> Split:
+        known = (train.labels != UNKNOWN).nonzero().flatten()
+        count = round(share * len(known))
+        noisy = known[permutation(len(known), seed, "noise")[:count]]
+        labels = train.labels.clone()
+        random = generator(seed, "noisy labels")
+        labels[noisy] = torch.randint(classes, (count,), generator=random)
+        return train.with_labels(labels)
+
+
+EVERYTHING = Knowledge()
+"""All images, with their labels."""
 
 
 def teach_members(
@@ -49,7 +121,7 @@ def teach_members(
     members: int,
     method: Supervised,
     start: Member | None = None,
-    subset: float = 1.0,
+    knowledge: Knowledge = EVERYTHING,
     command: str = "teach",
 ) -> list[Member]:
     """Train `members` networks with seeds seed, seed + 1, ... into `folder`.
@@ -57,7 +129,8 @@ def teach_members(
     Finished members that are found in the folder are kept.
 
     Raises:
-        InputError: the start is of another architecture.
+        InputError: the start is of another architecture, or a member would see more
+            classes than there are or no image.
     """
     architecture = str(Architecture.parse(architecture))
     taught = []
@@ -74,7 +147,7 @@ def teach_members(
                 architecture=architecture,
                 method=method,
                 start=start,
-                subset=subset,
+                knowledge=knowledge,
                 command=command,
             )
         )
@@ -88,7 +161,7 @@ def teach_member(
     architecture: str,
     method: Supervised,
     start: Member | None = None,
-    subset: float = 1.0,
+    knowledge: Knowledge = EVERYTHING,
     command: str = "teach",
 ) -> Member:
     """Train one network with the session's seed and write it to `path`."""
@@ -96,7 +169,7 @@ def teach_member(
     network = _initial(session, architecture, start)
     started_from = start_of(network)
     network = network.to(session.device)
-    images = _own_images(data.train, subset, seed)
+    images = knowledge.of(data.train, data.num_classes, seed)
     batches = TrainingBatches(
         images,
         data.augmentation,
@@ -132,7 +205,9 @@ def teach_member(
         "seed": seed,
         "data": data.name,
         "images": len(images),
-        "subset": subset,
+        "subset": knowledge.subset,
+        "classes_each": knowledge.classes_each,
+        "label_noise": knowledge.label_noise,
         "steps": fitted.steps,
         "start": start.sha256 if start else None,
         "method": method.model_dump(mode="json"),
@@ -167,10 +242,3 @@ def _initial(session: Session, architecture: str, start: Member | None) -> nn.Mo
         )
     load_strictly(network, start.state(), str(start.path), architecture)
     return network
-
-
-def _own_images(train: Split, subset: float, seed: int) -> Split:
-    if subset == 1.0:
-        return train
-    count = max(1, round(subset * len(train)))
-    return train.subset(permutation(len(train), seed, "subset")[:count])

@@ -272,6 +272,11 @@ def test_flags(cli, line, words):
             "patch=16 does not divide 8x8 pixels",
         ),
         (f"{TEACH} --data digits --members 0", "members: .* greater than or equal to"),
+        (
+            f"{TEACH} --data digits --classes-each 99",
+            "--classes-each must be at most the number of classes, 10, but is 99; low",
+        ),
+        (f"{TEACH} --data digits --label-noise 1", "label-noise: .* less than 1"),
         (f"{TEACH} --data digits --start lost", "lost does not exist; make members"),
         ("evaluate --data digits", "at least 1"),
     ],

@@ -15,6 +15,7 @@ from metaensemble.report.table import escape_markdown
 from metaensemble.teachers import load_member
 from metaensemble.weightformer import load_predictor
 from metaensemble.workflows.registry import METHODS
+from metaensemble.workflows.teach import Knowledge
 
 DIGITS = "--data digits --limit-train 60 --quiet"
 RUN_FILES = {
@@ -71,6 +72,24 @@ def test_teach_from_a_start(cli, zoo, digits):
     assert one.info.start == two.info.start is not None
     assert one.info.training["images"] == 27
     assert one.sha256 != two.sha256
+
+
+def test_teach_members_that_know_different_things(cli, digits):
+    done = cli(
+        f"teach {DIGITS} --architecture mlp,width=8 --members 2 --epochs 1 --out zoo "
+        "--classes-each 3 --label-noise 0.2"
+    )
+    assert done.status == 0
+    records = [
+        load_member(Path(f"zoo/member-000{i}.safetensors"), data=digits).info.training
+        for i in (0, 1)
+    ]
+    for seed, record in enumerate(records):
+        seen = Knowledge(classes_each=3).of(digits.train, digits.num_classes, seed)
+        assert record["images"] == len(seen) < len(digits.train)
+        assert record["subset"] == 1
+        assert record["classes_each"] == 3
+        assert record["label_noise"] == 0.2
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,7 +11,7 @@ from metaensemble.alignment import apply_permutations, random_permutations, spec
 from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import generator, seeded
 from metaensemble.core.states import State, load_state, save_state
-from metaensemble.methods import WeightFormerMethod, frame, states_for
+from metaensemble.methods import WeightFormerMethod, frame, reading_for
 from metaensemble.methods.weightformer import WeightFormerLearner
 from metaensemble.models import build
 from metaensemble.teachers import Ensemble, Member, load_ensemble, save_member
@@ -79,8 +79,8 @@ def test_the_order_of_a_teachers_hidden_units_changes_nothing(
     aligned = learner_of(training, align="always", frame=kind).predictor()
     plain = learner_of(training).predictor()
     for predictor, same in ((aligned, True), (plain, False)):
-        one = predictor.predict(states_for(predictor, unseen))
-        other = predictor.predict(states_for(predictor, moved))
+        one = predictor.predict(reading_for(predictor, unseen).states)
+        other = predictor.predict(reading_for(predictor, moved).states)
         assert close(one, other) is same
 
 
@@ -175,8 +175,8 @@ def test_the_frame_is_saved_with_the_predictor(tmp_path: Path, zoo: Ensemble):
     assert loaded.info.frame
     assert loaded.frame.keys() == predictor.frame.keys()
     assert all(torch.equal(loaded.frame[k], t) for k, t in predictor.frame.items())
-    one = predictor.predict(states_for(predictor, zoo))
-    other = loaded.predict(states_for(loaded, zoo))
+    one = predictor.predict(reading_for(predictor, zoo).states)
+    other = loaded.predict(reading_for(loaded, zoo).states)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
