@@ -49,7 +49,7 @@ def main() -> None:
 
 def open_study(cifar10: str, work: Path, log: RunLog) -> Session:
     """Return the session of the study: 9,000 labelled images, 40,000 without labels."""
-    data = load_data(cifar10, limit_train=10_000, unlabelled=True)
+    data = load_data(cifar10, limit_train=10_000, augment="flip", unlabelled=True)
     running = RunOptions(seed=0, device="cpu", cache=work / "cache")
     return open_session(running, data, None, log)
 

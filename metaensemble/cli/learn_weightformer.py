@@ -1,12 +1,15 @@
 """``metaensemble learn-weightformer``: train a predictor on subsets of a zoo."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from metaensemble.cli.parse import parse
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
+from metaensemble.report.conditioning import listening
 from metaensemble.weightformer import load_predictor, save_predictor
+from metaensemble.workflows.conditioning import with_conditioning
 from metaensemble.workflows.options import open_session, run_folder
 from metaensemble.workflows.predict import LearnOptions, learn_predictor
 
@@ -46,12 +49,24 @@ def run(arguments: Sequence[str]) -> None:
                 hold_out=options.hold_out,
                 data_options=options,
             )
+            predictor = with_conditioning(session, learnt.predictor, zoo)
             session.clear_checkpoints()
-            save_predictor(options.out, learnt.predictor)
+            save_predictor(options.out, predictor)
     best = min(learnt.student.history, key=lambda row: row["objective"])
     print(
         f"{options.out}: best on validation at step {int(best['step'])}, where the "
         f"student of unseen members has {100 * best['accuracy']:.1f} % and agrees with "
         f"their ensemble on {100 * best['agreement']:.1f} % (log: {side})"
     )
+    if "conditioning" in predictor.info.training:
+        print(_listens(predictor.info.training))
     load_predictor(options.out)  # what was written can be read
+
+
+def _listens(training: Mapping[str, Any]) -> str:
+    """Return whether a predictor listens to its teachers, and on whom that was seen."""
+    of = training["conditioning_ensembles"]
+    counts = {"held-out": of["held_out"], "training": of["training"]}
+    who = " and ".join(f"{n} of {kind} members" for kind, n in counts.items() if n)
+    line = listening(training["conditioning"])
+    return f"Conditioning: {line}: {who}, {of['size']} each"

@@ -7,23 +7,25 @@ from pathlib import Path
 
 from metaensemble.cli.parse import parse
 from metaensemble.cli.show import command_line, show
-from metaensemble.core.errors import InputError
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
 from metaensemble.methods import reading_for
-from metaensemble.report import Report
-from metaensemble.teachers import Ensemble, load_ensemble, save_member
+from metaensemble.report import Report, write_report
+from metaensemble.report.conditioning import listening, listening_lines
+from metaensemble.teachers import Ensemble, save_member
 from metaensemble.weightformer import Predictor, load_predictor
+from metaensemble.workflows.conditioning import conditioning
 from metaensemble.workflows.options import Session, open_session, run_folder
 from metaensemble.workflows.predict import (
     PredictOptions,
+    best_step,
     predictor_method,
     seen_members,
 )
 from metaensemble.workflows.reporting import STUDENT_FILE, write_run
 from metaensemble.workflows.students import (
+    distillation_images,
     predicted_student,
-    refuse_unfit,
     tune_student,
 )
 
@@ -32,6 +34,9 @@ class Predict(PredictOptions):
     """Write the student of members in one forward pass of a trained predictor.
 
     Example: metaensemble predict zoo2 --predictor wf.safetensors --out run
+
+    A teacher that comes later costs one forward pass more: predict again, with the same
+    predictor, for the old members and the new one (up to its --max-teachers).
 
     --config FILE reads options from a YAML file, such as a run's config.yaml.
     """
@@ -43,28 +48,21 @@ def run(arguments: Sequence[str]) -> None:
     claim_output(options.out, overwrite=options.overwrite)
     predictor = load_predictor(options.predictor)
     data_options = options.data_options(predictor)
-    if data_options is None and options.tune_epochs:
-        raise InputError(
-            "tuning must have images, but there are none; add --data, or leave out "
-            "--tune-epochs"
-        )
+    if data_options is None:
+        options.refuse_without_images()
     data = data_options and data_options.load(unlabelled=options.unlabelled)
-    ensemble = load_ensemble(
-        options.members,
-        architecture=predictor.info.architecture,
-        data=data,
-        normalization=predictor.info.normalization,
-        average=options.average,
-        at_least=1,
-    )
-    refuse_unfit(ensemble, predictor)
-    extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
+    ensemble = options.load_members(options.members, predictor, data)
+    others = options.load_others(ensemble, predictor, data) if data else []
+    extra = {
+        "teachers_sha256": [m.sha256 for m in ensemble.members],
+        "others_sha256": [m.sha256 for other in others for m in other.members],
+    }
     notes: tuple[str, ...] = ()
     with run_folder(
         options.out, options, overwrite=options.overwrite, extra=extra
     ) as folder:
         if data is None:
-            notes = _write_unmeasured(folder / STUDENT_FILE, ensemble, predictor)
+            notes = _write_unmeasured(folder, ensemble, predictor, options)
             report = None
         else:
             with RunLog(folder / "log.jsonl", quiet=options.quiet) as log:
@@ -72,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
                 report = _write_measured(
                     folder,
                     session,
-                    ensemble,
+                    [ensemble, *others],
                     predictor,
                     options,
                     command_line("predict", arguments),
@@ -80,21 +78,26 @@ def run(arguments: Sequence[str]) -> None:
     if report is None:
         print(f"Written to {options.out}, unmeasured: add --data for a report")
         print(f"({'; '.join(notes)})")
-    else:
-        show([report], options.out)
+        return
+    show([report], options.out)
+    if report.conditioning:
+        print(f"Conditioning: {listening(report.conditioning)}")
 
 
 def _write_unmeasured(
-    path: Path, ensemble: Ensemble, predictor: Predictor
+    folder: Path, ensemble: Ensemble, predictor: Predictor, options: PredictOptions
 ) -> tuple[str, ...]:
     """Write the student with the mean of the members' statistics; return notes."""
+    assert options.step != "auto"
     began = time.monotonic()
-    state = predictor.predict(reading_for(predictor, ensemble).states)
+    states = reading_for(predictor, ensemble).states
+    state = predictor.predict(states, step=options.step)
     notes = _notes(ensemble, predictor, time.monotonic() - began)
     training = {"command": "predict", "teachers": [m.sha256 for m in ensemble.members]}
     update = {"training": training, "metrics": {}, "start": None}
-    save_member(path, state, ensemble.info.model_copy(update=update))
-    return notes
+    info = ensemble.info.model_copy(update=update)
+    save_member(folder / STUDENT_FILE, state, info)
+    return (*notes, *_step_notes(options.step))
 
 
 def _notes(ensemble: Ensemble, predictor: Predictor, seconds: float) -> tuple[str, ...]:
@@ -105,21 +108,39 @@ def _notes(ensemble: Ensemble, predictor: Predictor, seconds: float) -> tuple[st
     return tuple(notes)
 
 
+def _step_notes(step: float) -> tuple[str, ...]:
+    if step == 1:
+        return ()
+    return (f"step {step:g} from the reference (0) to the prediction (1) was asked",)
+
+
 def _write_measured(
     folder: Path,
     session: Session,
-    ensemble: Ensemble,
+    ensembles: Sequence[Ensemble],
     predictor: Predictor,
     options: PredictOptions,
     command: str,
 ) -> Report:
+    """Write the run of the first ensemble, compared with the others if there are."""
+    ensemble = ensembles[0]
     began = time.monotonic()
-    student = predicted_student(session, ensemble, predictor)
-    notes = _notes(ensemble, predictor, time.monotonic() - began)
+    if options.step == "auto":
+        step, student, note = best_step(session, ensemble, predictor)
+        told = (note,)
+    else:
+        step, told = options.step, _step_notes(options.step)
+        student = predicted_student(session, ensemble, predictor, step=step)
+    notes = (*_notes(ensemble, predictor, time.monotonic() - began), *told)
+    measured = None
+    if len(ensembles) > 1:
+        measured = conditioning(session, predictor, ensembles, step=step)
+        session.log.event("conditioning", **measured)
+        notes = (*notes, *listening_lines(measured))
     student = replace(student, notes=notes)
     method = predictor_method(predictor).model_copy(
         update={
-            "tune_epochs": options.tune_epochs,
+            "tune_epochs": options.passes(len(distillation_images(session))),
             "tune_learning_rate": options.tune_learning_rate,
         }
     )
@@ -133,5 +154,8 @@ def _write_measured(
         method=method,
         final=options.out,
     )
+    if measured is not None:
+        report = report.model_copy(update={"conditioning": measured})
+        write_report(folder / "report.json", report)
     session.clear_checkpoints()
     return report

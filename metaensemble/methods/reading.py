@@ -12,6 +12,7 @@ from metaensemble.methods.frame import to_frame
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble
 from metaensemble.weightformer import (
+    MERGED,
     Evidence,
     Predictor,
     WeightFormer,
@@ -23,8 +24,8 @@ from metaensemble.weightformer import (
 class Sources:
     """Where a generator gets what the teachers' weights do not hold."""
 
-    merge: Callable[[Ensemble], State]
-    """Members to the state that the reference's merger makes of them."""
+    merge: Callable[[Ensemble, str], State]
+    """Members and a merger's name to the state that it makes of them."""
     images: Callable[[Ensemble, int], tuple[Tensor, Tensor]]
     """Members and a number to so many unlabelled images, normalised for the members,
     and the ensemble's log-probabilities for them."""
@@ -59,9 +60,10 @@ def read(
         sources: of merges and images; None where there are none.
     """
     config = generator.config
-    base, evidence = None, None
-    if sources and config.reference == "regression_merge":
-        base = sources.merge(ensemble)
+    evidence = None
+    base = frame if config.reference == "frame" else None
+    if sources and config.reference in MERGED:
+        base = sources.merge(ensemble, config.reference)
         if frame is not None:
             (base,) = to_frame(ensemble.info, frame, [base])
     if sources and config.data_tokens:

@@ -22,6 +22,7 @@ from metaensemble.methods.frame import FrameKind, make_frame, to_frame
 from metaensemble.methods.reading import Reading, Sources, read
 from metaensemble.teachers import Average, Ensemble, ensemble_log_probs, kinship
 from metaensemble.weightformer import (
+    MERGED,
     Predictor,
     PredictorInfo,
     WeightFormer,
@@ -199,7 +200,9 @@ class WeightFormerLearner(Learner):
         """Return the members of the zoo that step `step` reads, and what it reads."""
         if not self._sets:
             chosen = self.chosen(step)
-            return chosen, Reading([self._zoo[i] for i in chosen])
+            fixed = self.generator.config.reference == "frame"
+            base = self._frame if fixed else None
+            return chosen, Reading([self._zoo[i] for i in chosen], base)
         random = seeded_generator(self.seed, "set", step)
         number = int(torch.randint(len(self._sets), (1,), generator=random))
         return self._sets[number]
@@ -216,7 +219,7 @@ class WeightFormerLearner(Learner):
     def _prepared(self) -> list[list[int]]:
         """Return the sets of teachers to prepare, none if that takes no images."""
         shape = self.generator.config
-        if not (shape.data_tokens or shape.reference == "regression_merge"):
+        if not (shape.data_tokens or shape.reference in MERGED):
             return []
         count = 1 if self.draw is None else self.config.pool
         return [self.chosen(number) for number in range(count)]
@@ -267,7 +270,7 @@ def _decided(
     if "auto" in (shape.reference, config.align) and len(zoo) > 1:
         kin = kinship(zoo).one_start
     aligned = config.align == "always" or (config.align == "auto" and not kin)
-    aligned = aligned or shape.reference == "aligned_mean"
+    aligned = aligned or shape.reference in ("aligned_mean", "frame")
     if shape.reference == "auto":
         # A mean that is aligned is below a member, but treats all members alike.
         alike = kin or (aligned and shape.readout == "pooled")

@@ -128,7 +128,8 @@ class Report(Row):
     """One plain sentence, the first that the user reads."""
     notes: list[str] = Field(default_factory=list)
     conditioning: dict[str, float] | None = None
-    """Of a predictor: whether its student depends on its teachers (DESIGN 4)."""
+    """Of a predictor: whether its students, as predicted, depend on their teachers, on
+    validation; the keys are those of `metaensemble.workflows.conditioning`."""
     reliability: ReliabilityPair | None = None
     history: list[dict[str, int | float | None]] | None = None
     """Points of the training curve: step, images, loss, validation_accuracy, ..."""

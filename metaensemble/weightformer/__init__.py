@@ -3,7 +3,7 @@
 Fei et al. 2022, "Meta-Ensemble Parameter Learning" (arXiv 2210.01973), and beyond.
 """
 
-from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.config import MERGED, WeightFormerConfig
 from metaensemble.weightformer.evidence import Evidence, gather_evidence
 from metaensemble.weightformer.network import WeightFormer
 from metaensemble.weightformer.predictor import (
@@ -17,6 +17,7 @@ from metaensemble.weightformer.tokens import TokenSpec, read_tokens, write_token
 from metaensemble.weightformer.trace import derive_token_spec
 
 __all__ = [
+    "MERGED",
     "Evidence",
     "Predictor",
     "PredictorInfo",

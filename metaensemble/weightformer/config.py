@@ -6,6 +6,21 @@ from pydantic import Field
 
 from metaensemble.core.config import Config
 
+Reference = Literal[
+    "auto",
+    "first",
+    "mean",
+    "aligned_mean",
+    "frame",
+    "learned_soup",
+    "regression_merge",
+]
+"""What a generator starts from; `GIVEN` are made outside of it."""
+GIVEN = ("frame", "learned_soup", "regression_merge")
+"""References that are handed to the generator, since weights alone do not give them."""
+MERGED = ("learned_soup", "regression_merge")
+"""Those that a merger of that name makes, which needs images."""
+
 
 class WeightFormerConfig(Config):
     """The generator's shape and how its output becomes weights."""
@@ -13,13 +28,12 @@ class WeightFormerConfig(Config):
     head: Literal["direct", "residual", "mixture"] = "residual"
     """direct: decoded weights as in the paper; residual: reference + gain * decoded;
     mixture: softmax over teachers per channel + gain * decoded."""
-    reference: Literal["auto", "first", "mean", "aligned_mean", "regression_merge"] = (
-        "auto"
-    )
+    reference: Reference = "auto"
     """What the residual head adds to: the first teacher; the teachers' mean; the mean
-    after their alignment, whatever --align says; what --method regression_merge makes
-    of them, which takes images and half a minute per set of teachers. auto is the mean
-    where the teachers share a start, else the first."""
+    after their alignment, whatever --align says; the predictor's frame, the same
+    network for all teachers; what the merger of that name makes of them, which takes
+    images and up to half a minute per set of teachers. auto is the mean where the
+    teachers share a start, else the first."""
     readout: Literal["first", "pooled"] = "first"
     """Where the student's channel is read: first, the paper's, at the first teacher's
     slot; pooled, by attention over the slots of all teachers, which then have no ids:

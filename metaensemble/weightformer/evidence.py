@@ -62,7 +62,7 @@ def gather_evidence(
     """
     names = list(spec.shapes)
     at = {name: reference[name].detach().clone().requires_grad_() for name in names}
-    logits = _run(network, {**reference, **at}, inputs)
+    logits = _run(network, spec, {**reference, **at}, inputs)
     gradients = torch.autograd.grad(
         loss(logits), [at[name] for name in names], allow_unused=True
     )
@@ -83,13 +83,14 @@ def gather_evidence(
 
 
 def _run(
-    network: nn.Module, state: Mapping[str, Tensor], inputs: Tensor
+    network: nn.Module, spec: TokenSpec, state: Mapping[str, Tensor], inputs: Tensor
 ) -> Float[Tensor, "images classes"]:
+    ties = {alias: state[name] for alias, name in spec.ties.items()}
     training = network.training
     network.train()
     buffers = {name: b.clone() for name, b in network.named_buffers()}
     try:
-        return functional_call(network, {**state, **buffers}, (inputs,))
+        return functional_call(network, {**state, **ties, **buffers}, (inputs,))
     finally:
         network.train(training)
 
@@ -107,7 +108,7 @@ def _channel_means(
             hook = _recorder(found, layer)
             handles.append(modules[layer.name].register_forward_hook(hook))
     try:
-        _run(network, state, inputs)
+        _run(network, spec, state, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -120,8 +121,8 @@ def _recorder(found: dict[str, Tensor], layer: LayerSpec) -> Callable[..., None]
             return
         channels = 1 if output.ndim == 4 else output.ndim - 1
         if output.shape[channels] == layer.rows:
-            flat = output.movedim(channels, -1).flatten(1, -2)
-            found[layer.name] = flat.mean(1) if output.ndim > 2 else output
+            rows = output.movedim(channels, -1)
+            found[layer.name] = rows.flatten(1, -2).mean(1) if rows.ndim > 2 else rows
 
     return record
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import State
 from metaensemble.weightformer.attention import Block
-from metaensemble.weightformer.config import WeightFormerConfig
+from metaensemble.weightformer.config import GIVEN, WeightFormerConfig
 from metaensemble.weightformer.evidence import FEATURES, Evidence
 from metaensemble.weightformer.heads import pool, reference_of, weights_of
 from metaensemble.weightformer.tokens import (
@@ -324,10 +324,11 @@ class WeightFormer(nn.Module):
     def _refuse_missing(
         self, base: Mapping[str, Tensor] | None, evidence: Evidence | None
     ) -> None:
-        if self.config.reference == "regression_merge" and base is None:
+        reference = self.config.reference
+        if reference in GIVEN and base is None:
             raise InputError(
-                "a generator with the reference regression_merge must be given that "
-                "merge, but got none; add --data"
+                f"a generator with the reference {reference} must be given that "
+                "network, but got none; add --data"
             )
         if self.config.data_tokens and evidence is None:
             raise InputError(

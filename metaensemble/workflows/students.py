@@ -23,6 +23,7 @@ from metaensemble.merging import Bench, BestMember, Judged, Merged, Merger
 from metaensemble.methods import (
     KD,
     Learner,
+    Reading,
     Sources,
     TrainedMethod,
     WeightFormerMethod,
@@ -240,8 +241,8 @@ def weightformer_student(
 def sources_of(session: Session) -> Sources:
     """Return where a generator gets merges and images from."""
 
-    def merge(ensemble: Ensemble) -> State:
-        merger = make_method("regression_merge")
+    def merge(ensemble: Ensemble, name: str) -> State:
+        merger = make_method(name)
         assert isinstance(merger, Merger)
         return state_of(merge_student(session, ensemble, merger).network)
 
@@ -257,15 +258,27 @@ def sources_of(session: Session) -> Sources:
 
 
 def predicted_student(
-    session: Session, ensemble: Ensemble, predictor: Predictor
+    session: Session,
+    ensemble: Ensemble,
+    predictor: Predictor,
+    *,
+    step: float = 1.0,
+    reading: Reading | None = None,
 ) -> Student:
     """Return the student that a predictor writes for these teachers.
 
     Its batch-norm statistics are re-estimated on the session's images.
+
+    Args:
+        session: data, cache, device, seed.
+        ensemble: the teachers.
+        predictor: the generator.
+        step: how far to go from the reference (0) to the prediction (1).
+        reading: what the generator reads, if it is known; default: of `ensemble`.
     """
     refuse_unfit(ensemble, predictor)
-    read = reading_for(predictor, ensemble, sources_of(session))
-    state = predictor.predict(read.states, read.base, read.evidence)
+    read = reading or reading_for(predictor, ensemble, sources_of(session))
+    state = predictor.predict(read.states, read.base, read.evidence, step)
     merged = Merged(state, ensemble.info)
     network = network_of(session, merged, stale=True)
     return Student(network, ensemble.info, stage="predicted")

@@ -333,15 +333,39 @@ def test_a_predictor_that_does_not_fit(refused, predictor, bad, zoo):
     refused(f"predict {predictor} {line}", "must be a member that metaensemble wrote")
 
 
-def test_tuning_without_images(refused, predictor, zoo):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tune-epochs 1", "tuning must have images, but .* or leave out --tune-epo"),
+        ("--tune-images 1", "tuning must have images, but .* or leave out --tune-ima"),
+        ("--step auto", "the choice of a step must have images, but .* --step auto"),
+        ("--others x", "other ensembles must have images, but .* leave out --others"),
+    ],
+)
+def test_what_needs_images_without_any(refused, predictor, zoo, flags, message):
     state, metadata = load_state(predictor)
     assert metadata is not None
     metadata["training"]["data_options"] = None
     save_state(Path("wf.safetensors"), state, metadata)
-    refused(
-        f"predict {zoo} --predictor wf.safetensors --tune-epochs 1 --out run",
-        "tuning must have images, but there are none; add --data",
-    )
+    refused(f"predict {zoo} --predictor wf.safetensors --out run {flags}", message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tune-images 9 --tune-epochs 1", "one budget, but --tune-images is 9 and "),
+        ("--tune-images 0", "tune-images: .* greater than or equal to 1, but got 0"),
+        ("--step 1.5", "step: must be auto or a number from 0 to 1, but got 1.5; see"),
+        ("--step -1", "step: must be auto or a number from 0 to 1, but got -1"),
+        ("--step nan", "step: must be auto or a number from 0 to 1, but got nan"),
+        ("--step half", "step"),
+        ("--others lost", "lost.* does not exist; make members"),
+        ("--others {zoo}/0.safetensors", "--others must be other members than the tea"),
+    ],
+)
+def test_values_of_predict(refused, predictor, zoo, flags, message):
+    line = f"predict {zoo / '0.safetensors'} --predictor {predictor} --out run --quiet"
+    refused(f"{line} {flags.format(zoo=zoo)}", message)
 
 
 @pytest.mark.parametrize(
