@@ -18,6 +18,7 @@ from rich.console import Console
 from zoos import KNOWLEDGE, folders, open_study
 
 from metaensemble.engine import RunLog
+from metaensemble.merging import Merger
 from metaensemble.methods import KD, WeightFormerMethod
 from metaensemble.report import Report, Study, write_report
 from metaensemble.report.table import comparison_table, markdown_table
@@ -119,6 +120,7 @@ def students(
     """Yield what stands beside the predictor: merges, and distillation by budget."""
     for name in MERGES[regime]:
         merger = make_method(name)
+        assert isinstance(merger, Merger)
         yield merger, merge_student(session, ensemble, merger)
     for start in STARTS[regime]:
         for budget in BUDGETS:
