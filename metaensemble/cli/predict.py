@@ -26,6 +26,7 @@ from metaensemble.workflows.reporting import STUDENT_FILE, write_run
 from metaensemble.workflows.students import (
     distillation_images,
     predicted_student,
+    refined_student,
     tune_student,
 )
 
@@ -138,8 +139,10 @@ def _write_measured(
         session.log.event("conditioning", **measured)
         notes = (*notes, *listening_lines(measured))
     student = replace(student, notes=notes)
+    student = refined_student(session, ensemble, student, options.refine)
     method = predictor_method(predictor).model_copy(
         update={
+            "refine": options.refine,
             "tune_epochs": options.passes(len(distillation_images(session))),
             "tune_learning_rate": options.tune_learning_rate,
         }

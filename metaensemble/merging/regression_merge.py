@@ -22,7 +22,7 @@ from metaensemble.merging.layerwise import (
 from metaensemble.merging.soup import weighted_soup
 from metaensemble.metrics import measure
 from metaensemble.models import reestimate_batchnorm
-from metaensemble.teachers import Average, Ensemble, ensemble_log_probs
+from metaensemble.teachers import Ensemble
 from metaensemble.teachers.member import build_from, load_strictly
 
 GRID = (0.4, 0.55, 0.7, 0.85, 1.0)
@@ -77,7 +77,7 @@ class RegressionMerge(AligningMerger):
         aligned = self.aligned(members, lambda: batches)
         positions = Positions(self.samples, count, bench.seed)
         units = find_units(graph)
-        wanted = _Wanted(units, members.average)
+        wanted = _Wanted(units, members)
         for state in aligned:
             load_strictly(network, dict(state), "an aligned member", info.architecture)
             wanted.add(outputs_of(network, units, batches, positions))
@@ -113,9 +113,9 @@ class RegressionMerge(AligningMerger):
 class _Wanted:
     """What the members compute at every unit: the first, and the mean of the others."""
 
-    def __init__(self, units: Sequence[Unit], average: Average) -> None:
+    def __init__(self, units: Sequence[Unit], ensemble: Ensemble) -> None:
         self.head = next((unit.name for unit in units if unit.is_head), None)
-        self.average: Average = average
+        self.ensemble = ensemble
         self.first: Targets = {}
         self.others: Targets = {}
         self.logits: list[Tensor] = []
@@ -144,7 +144,7 @@ class _Wanted:
             if rest:
                 targets[name] += rest[0] * self.others[name]
         if self.head is not None:
-            target = ensemble_log_probs(torch.stack(self.logits), self.average)
+            target = self.ensemble.log_probs(torch.stack(self.logits))
             targets[self.head] = target - target.mean(-1, keepdim=True)
         return targets
 

@@ -6,6 +6,7 @@ from metaensemble.methods.reading import Reading, Sources, reading_for
 from metaensemble.methods.supervised import Supervised
 from metaensemble.methods.weightformer import (
     GeneratorTraining,
+    Refinement,
     WeightFormerLearner,
     WeightFormerMethod,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "GeneratorTraining",
     "Learner",
     "Reading",
+    "Refinement",
     "Sources",
     "Supervised",
     "TrainedMethod",

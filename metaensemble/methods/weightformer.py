@@ -81,11 +81,18 @@ class GeneratorTraining(WeightFormerConfig, TrainedMethod):
         return WeightFormerConfig(**{name: getattr(self, name) for name in names})
 
 
+Refinement = Literal["none", "learned_soup", "regression_merge"]
+"""How a predicted student is merged with its teachers."""
+
+
 class WeightFormerMethod(GeneratorTraining):
     """A generator for one fixed set of teachers, then tuning of what it predicts."""
 
     name: Literal["weightformer"] = "weightformer"
     """The method's name."""
+    refine: Refinement = "none"
+    """After prediction, merge the student with its teachers, on images, to match their
+    ensemble: shares of each tensor are learned, or layers fitted in closed form."""
     tune_epochs: float = Field(default=5, ge=0)
     """After prediction, passes of distillation that tune the student; 0 for none."""
     tune_learning_rate: float = Field(default=0.02, gt=0)

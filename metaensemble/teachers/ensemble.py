@@ -41,6 +41,9 @@ class Ensemble:
 
     members: tuple[Member, ...]
     average: Average = "probabilities"
+    silent: tuple[int, ...] = ()
+    """Positions of members that lend their weights to a merge, but whose outputs are
+    not part of the ensemble's."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -97,11 +100,16 @@ class Ensemble:
         self, logits: Float[Tensor, "members batch classes"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the ensemble's log-probabilities from its members' logits."""
+        if self.silent:
+            heard = [i for i in range(len(logits)) if i not in self.silent]
+            logits = logits[heard]
         return ensemble_log_probs(logits, self.average)
 
     def subset(self, indices: Sequence[int]) -> "Ensemble":
         """Return the ensemble of the chosen members, in that order."""
-        return Ensemble(tuple(self.members[i] for i in indices), self.average)
+        silent = tuple(at for at, i in enumerate(indices) if i in self.silent)
+        chosen = tuple(self.members[i] for i in indices)
+        return Ensemble(chosen, self.average, silent)
 
 
 def member_paths(paths: Sequence[Path]) -> list[Path]:

@@ -13,6 +13,7 @@ from metaensemble.data import ImageData
 from metaensemble.engine import evaluate
 from metaensemble.methods import (
     GeneratorTraining,
+    Refinement,
     WeightFormerLearner,
     WeightFormerMethod,
     reading_for,
@@ -77,6 +78,9 @@ class PredictOptions(RunOptions):
     step: Literal["auto"] | float = 1.0
     """How far to go from the reference (0) to the prediction (1); auto: the one of 0,
     .25, .5, .75 and 1 whose student is nearest to the ensemble on validation, by KL."""
+    refine: Refinement = "none"
+    """Merge the predicted student with its teachers, on images, to match their
+    ensemble: learned_soup for teachers of one start, regression_merge for others."""
     others: tuple[Path, ...] = ()
     """Further members of the same kind, at least as many as the teachers: students of
     ensembles of theirs tell whether the predictor listens to its teachers."""
@@ -136,6 +140,7 @@ class PredictOptions(RunOptions):
         for wanted, flag, what in (
             (self.tune_epochs, "--tune-epochs", "tuning"),
             (self.tune_images, "--tune-images", "tuning"),
+            (self.refine != "none", "--refine", "a refinement"),
             (self.step == "auto", "--step auto", "the choice of a step"),
             (self.others, "--others", "the comparison with other ensembles"),
         ):

@@ -3,6 +3,8 @@
 import copy
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -24,6 +26,7 @@ from metaensemble.methods import (
     KD,
     Learner,
     Reading,
+    Refinement,
     Sources,
     TrainedMethod,
     WeightFormerMethod,
@@ -31,7 +34,7 @@ from metaensemble.methods import (
 )
 from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
-from metaensemble.teachers import Ensemble, MemberInfo
+from metaensemble.teachers import Ensemble, MemberInfo, save_member
 from metaensemble.teachers.member import load_strictly
 from metaensemble.weightformer import Predictor
 from metaensemble.workflows.options import Session
@@ -235,6 +238,7 @@ def weightformer_student(
         learner = method.learner(network, ensemble, sources_of(session))
     student = train(session, ensemble, method, learner, info, "weightformer", before)
     predicted = replace(student, stage="predicted")
+    predicted = refined_student(session, ensemble, predicted, method.refine)
     return predicted, tune_student(session, ensemble, predicted, method)
 
 
@@ -282,6 +286,38 @@ def predicted_student(
     merged = Merged(state, ensemble.info)
     network = network_of(session, merged, stale=True)
     return Student(network, ensemble.info, stage="predicted")
+
+
+def refined_student(
+    session: Session, ensemble: Ensemble, student: Student, refinement: Refinement
+) -> Student:
+    """Return a predicted student merged with its teachers, to match their ensemble.
+
+    The student lends its weights like a teacher; the outputs to be matched are the
+    teachers' alone.
+
+    Args:
+        session: data, cache, log, seed.
+        ensemble: the teachers.
+        student: as predicted.
+        refinement: the merger's name; none returns the student.
+    """
+    if refinement == "none":
+        return student
+    merger = make_method(refinement)
+    assert isinstance(merger, Merger)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "predicted.safetensors"
+        joined = save_member(path, state_of(student.network), student.info)
+        silent = (len(ensemble),)
+        together = Ensemble((*ensemble.members, joined), ensemble.average, silent)
+        refined = merge_student(session, together, merger)
+    return replace(
+        student,
+        network=refined.network,
+        train_seconds=student.train_seconds + refined.train_seconds,
+        notes=(*student.notes, *refined.notes),
+    )
 
 
 def refuse_unfit(ensemble: Ensemble, predictor: Predictor) -> None:

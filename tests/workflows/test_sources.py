@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ import torch
 from metaensemble.cli import learn_weightformer, predict
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import load_state
-from metaensemble.engine import RunLog
+from metaensemble.engine import RunLog, evaluate
+from metaensemble.merging import Merger
 from metaensemble.methods import (
     Sources,
     WeightFormerLearner,
     WeightFormerMethod,
     reading_for,
 )
+from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
 from metaensemble.report import read_reports
 from metaensemble.teachers import Ensemble, Member, load_ensemble
@@ -24,7 +27,9 @@ from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.registry import make_method
 from metaensemble.workflows.students import (
+    Student,
     merge_student,
+    refined_student,
     sources_of,
     state_of,
     weightformer_student,
@@ -60,7 +65,9 @@ def test_before_training_the_student_is_the_merge(
     )
     predicted, tuned = weightformer_student(session, zoo, method)
     assert tuned is None
-    merged = state_of(merge_student(session, zoo, make_method(reference)).network)
+    merger = make_method(reference)
+    assert isinstance(merger, Merger)
+    merged = state_of(merge_student(session, zoo, merger).network)
     for name, tensor in state_of(predicted.network).items():
         assert torch.allclose(tensor, merged[name], atol=1e-5)
 
@@ -133,3 +140,33 @@ def test_data_tokens_through_the_commands(tmp_path: Path, zoo: Ensemble):
     ensemble = load_ensemble(two)
     with pytest.raises(InputError, match="must be given images"):
         predictor.predict(reading_for(predictor, ensemble).states)
+
+
+def test_silent_members_lend_weights_but_no_outputs(session: Session, zoo: Ensemble):
+    split = session.data.validation
+    three = zoo.subset([0, 1, 2])
+    with_silent = Ensemble(zoo.members[:4], zoo.average, (3,))
+    logits = session.cache.ensemble_logits(with_silent, split)
+    target = three.log_probs(logits[:3])
+    assert torch.equal(with_silent.log_probs(logits), target)
+    turned = with_silent.subset([3, 0, 2])
+    assert turned.silent == (0,)
+    assert torch.equal(
+        turned.log_probs(logits[[3, 0, 2]]), zoo.log_probs(logits[[0, 2]])
+    )
+
+
+@pytest.mark.parametrize("refinement", ["learned_soup", "regression_merge"])
+def test_a_refined_student_is_nearer_to_its_ensemble(
+    session: Session, zoo: Ensemble, refinement: Literal["learned_soup"]
+):
+    stranger = Student(init_model(NAME, 10, zoo.info.input_shape, 77), zoo.info)
+    refined = refined_student(session, zoo, stranger, refinement)
+    split = session.data.validation
+    target = zoo.log_probs(session.cache.ensemble_logits(zoo, split))
+    before, after = (
+        kl_to(target, evaluate(s.network, zoo.info.normalization, split).log_probs)
+        for s in (stranger, refined)
+    )
+    assert after < before
+    assert refined_student(session, zoo, stranger, "none") is stranger
