@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scales import SMALL
 from zoos import folders, open_study
 
 from metaensemble.core.files import write_json, write_text
@@ -78,8 +79,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for regime in options.regimes:
         with RunLog(quiet=True) as log:
-            session = open_study(options.cifar10, options.work, log)
-            zoo = load_ensemble([folders(options.work, regime)[0]], data=session.data)
+            session = open_study(options.cifar10, options.work, log, SMALL)
+            zoo = load_ensemble(
+                [folders(options.work, regime, SMALL)[0]], data=session.data
+            )
             for name in options.only:
                 row = {
                     "regime": regime,

@@ -1,21 +1,22 @@
 """WeightFormer for ensembles it has never seen: three regimes, three draws each.
 
 Command: .venv/bin/python benchmarks/weightformer_small/run.py CIFAR10 WORK \
-    [--regimes one-start unequal independent]
+    [--scale small] [--regimes one-start unequal independent]
 First: benchmarks/weightformer_small/zoos.py CIFAR10 WORK, which makes the zoos.
-About an hour of one core; a regime that is not named keeps the rows it has.
-Expect, with one start, the predicted student above the soups; with independent members
-no worse than a member, and tuned far above distillation from fresh weights.
+About an hour of one core; a regime that is not named keeps its report.
+Expect, with one start, the student above the soups; with independent members no worse
+than a member, and tuned far above distillation from fresh weights.
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from zoos import KNOWLEDGE, folders, open_study
+from scales import REGIMES, SCALES, Scale
+from zoos import folders, open_study
 
 from metaensemble.engine import RunLog
 from metaensemble.merging import Merger
@@ -23,8 +24,8 @@ from metaensemble.methods import KD, WeightFormerMethod
 from metaensemble.report import Report, Study, write_report
 from metaensemble.report.table import comparison_table, markdown_table
 from metaensemble.teachers import Ensemble, load_ensemble
-from metaensemble.weightformer import load_predictor, save_predictor
-from metaensemble.workflows.conditioning import conditioning
+from metaensemble.weightformer import Predictor, load_predictor, save_predictor
+from metaensemble.workflows.conditioning import conditioning, gain_of_students
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.registry import MethodUnion, make_method
@@ -32,19 +33,17 @@ from metaensemble.workflows.reporting import report_student
 from metaensemble.workflows.students import (
     Student,
     distil_student,
+    distillation_images,
     merge_student,
     predicted_student,
+    refined_student,
     tune_student,
 )
 
 HERE = Path(__file__).parent
 COMMAND = "python benchmarks/weightformer_small/run.py"
-IMAGES = 49_000
-"""Distillation images: labelled ones, and those whose labels are never read."""
-BUDGETS = (5_000, 20_000, 90_000)
-"""Images in total: of distillation, and of tuning. 90,000 is what an independent member
-was trained on."""
-RATES = {5_000: 0.015, 20_000: 0.05, 90_000: 0.05}
+SHORT = 10_000
+"""Budgets up to this many images take the small rate (LOG.md)."""
 MERGES = {
     "one-start": ("best_member", "soup", "greedy_soup", "learned_soup"),
     "unequal": ("best_member", "soup", "greedy_soup", "learned_soup"),
@@ -55,26 +54,24 @@ STARTS = {
     "unequal": (),
     "independent": ("scratch", "best_member", "regression_merge"),
 }
-GENERATOR: dict[str, dict[str, Any]] = {
-    "one-start": {},
-    "unequal": {},
-    "independent": {},
-}
-"""Chosen on held-out members of the zoo (LOG.md)."""
+Made = tuple[MethodUnion, Student]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cifar10")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--regimes", nargs="+", default=list(KNOWLEDGE))
+    parser.add_argument("--scale", choices=list(SCALES), default="small")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    scale = SCALES[options.scale]
+    if scale.device == "cpu":
+        torch.set_num_threads(1)
     for regime in options.regimes:
         with RunLog() as log:
-            session = open_study(options.cifar10, options.work, log)
-            rows = list(told(session, options.work, regime))
+            session = open_study(options.cifar10, options.work, log, scale)
+            rows = told(session, options.work, regime, scale)
         folder = options.out / regime
         folder.mkdir(parents=True, exist_ok=True)
         study = Study(study=f"weightformer_small {regime}", rows=rows)
@@ -83,69 +80,100 @@ def main() -> None:
         Console().print(comparison_table(rows))
 
 
-def told(session: Session, work: Path, regime: str) -> Iterator[Report]:
-    """Yield the reports of a regime: learn on the zoo once, then every draw."""
-    zoo_folder, draws = folders(work, regime)
+def told(session: Session, work: Path, regime: str, scale: Scale) -> list[Report]:
+    """Return the reports of a regime: learn on the zoo once, then every draw."""
+    zoo_folder, draws = folders(work, regime, scale)
     zoo = load_ensemble([zoo_folder], data=session.data)
-    path = work / f"{regime}.safetensors"
-    if not path.exists():
-        method = WeightFormerMethod(**GENERATOR[regime], tune_epochs=0)
-        learnt = learn_predictor(session, zoo, method, teachers=(2, 6), hold_out=4)
-        save_predictor(path, learnt.predictor)
-    predictor = load_predictor(path)
+    predictor = learnt(session, zoo, work / f"{regime}.safetensors", regime, scale)
     unseen = [load_ensemble([folder], data=session.data) for folder in draws]
-    heard = conditioning(session, predictor, unseen)
+    rows: list[Report] = []
+    columns: defaultdict[int, list[Student]] = defaultdict(list)
     for draw, ensemble in enumerate(unseen):
-        for method, student in students(session, ensemble, regime):
-            yield reported(session, ensemble, method, student, draw)
-        predicted = predicted_student(session, ensemble, predictor)
-        method = WeightFormerMethod.model_validate(predictor.info.training["method"])
-        row = reported(session, ensemble, method, predicted, draw)
-        yield row.model_copy(update={"conditioning": heard})
-        for budget in BUDGETS if STARTS[regime] else ():
-            tuning = method.model_copy(
-                update={
-                    "tune_epochs": budget / IMAGES,
-                    "tune_learning_rate": RATES[budget],
-                }
+        made = students(session, ensemble, predictor, regime, scale)
+        for column, (method, student) in enumerate(made):
+            row = report_student(
+                session, ensemble, student, command=COMMAND, method=method
             )
-            tuned = tune_student(session, ensemble, predicted, tuning)
-            assert tuned is not None
-            yield reported(session, ensemble, tuning, tuned, draw)
+            test = row.student.test
+            text = f"{test.accuracy:.4f}, h {row.headroom.recovered}"
+            session.log.say(f"draw {draw} {student.stage} {method}: {text}")
+            rows.append(row.model_copy(update={"draw": draw}))
+            columns[column].append(student)
+    gains = [gain_of_students(session, column, unseen) for column in columns.values()]
+    whole = conditioning(session, predictor, unseen)
+    filled = []
+    for number, row in enumerate(rows):
+        heard = gains[number % len(columns)]
+        plain = row.stage == "predicted" and row.method["refine"] == "none"
+        found = {**heard, **(whole if plain else {})}
+        filled.append(row.model_copy(update={"conditioning": found}))
+    return filled
+
+
+def learnt(
+    session: Session, zoo: Ensemble, path: Path, regime: str, scale: Scale
+) -> Predictor:
+    """Return the predictor of a zoo, learnt unless it is there."""
+    if not path.exists():
+        method = WeightFormerMethod(**scale.generator[regime], tune_epochs=0)
+        found = learn_predictor(
+            session,
+            zoo,
+            method,
+            teachers=scale.teachers,
+            hold_out=scale.held_out,
+        )
+        session.log.say(f"learnt in {found.student.train_seconds:.0f} s")
+        save_predictor(path, found.predictor)
+    return load_predictor(path)
 
 
 def students(
-    session: Session, ensemble: Ensemble, regime: str
-) -> Iterator[tuple[MethodUnion, Student]]:
-    """Yield what stands beside the predictor: merges, and distillation by budget."""
+    session: Session,
+    ensemble: Ensemble,
+    predictor: Predictor,
+    regime: str,
+    scale: Scale,
+) -> Iterator[Made]:
+    """Yield the student of every method, and how it was made.
+
+    Merges; distillation by start and budget; the predictor's: as predicted, refined,
+    and tuned from there, by budget.
+    """
+    images = len(distillation_images(session))
     for name in MERGES[regime]:
         merger = make_method(name)
         assert isinstance(merger, Merger)
         yield merger, merge_student(session, ensemble, merger)
     for start in STARTS[regime]:
-        for budget in BUDGETS:
-            kd = KD(
-                start=start,
-                epochs=budget / IMAGES,
-                learning_rate=0.05 if start == "scratch" else RATES[budget],
-            )
+        for budget in scale.budgets:
+            rate = 0.05 if start == "scratch" else rate_of(budget)
+            kd = KD(start=start, epochs=round(budget / images, 4), learning_rate=rate)
             yield kd, distil_student(session, ensemble, kd)
-
-
-def reported(
-    session: Session,
-    ensemble: Ensemble,
-    method: MethodUnion,
-    student: Student,
-    draw: int,
-) -> Report:
-    """Return the report of a student on a draw; here test data are read."""
-    row = report_student(session, ensemble, student, command=COMMAND, method=method)
-    test = row.student.test
-    session.log.say(
-        f"draw {draw} {method}: {test.accuracy:.4f}, h {row.headroom.recovered}"
+    method = WeightFormerMethod.model_validate(predictor.info.training["method"])
+    student = predicted_student(session, ensemble, predictor)
+    yield method, student
+    refine = scale.refine[regime]
+    method = WeightFormerMethod.model_validate(
+        {**method.model_dump(), "refine": refine}
     )
-    return row.model_copy(update={"draw": draw})
+    refined = refined_student(session, ensemble, student, method.refine)
+    yield method, refined
+    for budget in scale.budgets if STARTS[regime] else ():
+        tuning = method.model_copy(
+            update={
+                "tune_epochs": round(budget / images, 4),
+                "tune_learning_rate": rate_of(budget),
+            }
+        )
+        tuned = tune_student(session, ensemble, refined, tuning)
+        assert tuned is not None
+        yield tuning, tuned
+
+
+def rate_of(budget: int) -> float:
+    """Return the peak rate of a training that starts from a good network."""
+    return 0.015 if budget <= SHORT else 0.05
 
 
 if __name__ == "__main__":

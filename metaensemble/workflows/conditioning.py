@@ -41,7 +41,12 @@ from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, save_member
 from metaensemble.weightformer import Predictor
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.students import predicted_student, refuse_unfit, sources_of
+from metaensemble.workflows.students import (
+    Student,
+    predicted_student,
+    refuse_unfit,
+    sources_of,
+)
 
 Pairs = Float64[Tensor, "ensembles ensembles"]
 """A number for each ordered pair of ensembles."""
@@ -116,6 +121,36 @@ def conditioning(
         "accuracy_unrelated": fmean(unrelated),
         "ensembles": float(len(ensembles)),
     }
+
+
+def gain_of_students(
+    session: Session, students: Sequence[Student], ensembles: Sequence[Ensemble]
+) -> dict[str, float]:
+    """Return own_kl, other_kl, gain, gain_error and ensembles of any students.
+
+    However they were made: what a predictor's conditioning has to be compared with.
+
+    Args:
+        session: data and cache; validation is what is measured on.
+        students: one per ensemble, in their order.
+        ensembles: at least two.
+    """
+    split = session.data.validation
+    targets = [e.log_probs(session.cache.ensemble_logits(e, split)) for e in ensembles]
+    measured = [
+        evaluate(s.network, s.info.normalization, split, session.device)
+        for s in students
+    ]
+    kl = _divergences(targets, measured)
+    gain, error = mean_and_error(centred(kl))
+    values = {
+        "own_kl": float(kl.diagonal().mean()),
+        "other_kl": mean_and_error(kl)[0],
+        "gain": gain,
+        "gain_error": error,
+        "ensembles": float(len(ensembles)),
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def figures(kl: Pairs, references: Pairs, swapped: Pairs) -> dict[str, float]:

@@ -1,0 +1,120 @@
+"""The sizes at which the study runs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaensemble.methods import Supervised
+from metaensemble.workflows.teach import Knowledge
+
+REGIMES = ("one-start", "unequal", "independent")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of the study: networks, data, zoos, budgets."""
+
+    architecture: str
+    limit_train: int | None
+    """Labelled images, a tenth of them for validation; None: all there are."""
+    zoo: int
+    """Members to learn from, `held_out` of them for selection."""
+    unseen: int
+    """Members of a draw that the predictor never sees."""
+    start: Supervised
+    """The common start's training, on half of the labelled images."""
+    fine_tune: Supervised
+    """That of a member which starts there; rates are `RATES` in turn."""
+    alone: Supervised
+    """That of a member which starts from random weights."""
+    knowledge: dict[str, Knowledge]
+    """By regime: what each member sees of the labelled images."""
+    budgets: tuple[int, ...]
+    """Images in all: of distillation, and of tuning."""
+    generator: dict[str, dict[str, Any]]
+    """By regime: the generator, chosen on held-out members (benchmarks/LOG.md)."""
+    teachers: tuple[int, int] = (2, 6)
+    """Smallest and largest number drawn per step."""
+    draws: int = 3
+    held_out: int = 4
+    device: str = "cpu"
+    rates: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of the fine-tunes, in turn, in units of that of `fine_tune`."""
+    refine: dict[str, str] = field(
+        default_factory=lambda: {
+            "one-start": "learned_soup",
+            "unequal": "learned_soup",
+            "independent": "regression_merge",
+        }
+    )
+
+
+HALF = Knowledge(subset=0.5)
+MEMORY: dict[str, Any] = {
+    "reference": "frame",
+    "offset": True,
+    "readout": "pooled",
+    "width": 32,
+    "depth": 1,
+    "gain": 0.02,
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "clip": 5.0,
+    "epochs": 2.0,
+    "batch_size": 128,
+    "shift_weight": 0.0,
+}
+SMALL = Scale(
+    architecture="convnet,width=32",
+    limit_train=10_000,
+    zoo=16,
+    unseen=4,
+    start=Supervised(epochs=10, learning_rate=0.1),
+    fine_tune=Supervised(epochs=10, learning_rate=0.1),
+    alone=Supervised(epochs=20, learning_rate=0.1),
+    knowledge={
+        "one-start": Knowledge(subset=0.2),
+        "unequal": Knowledge(subset=0.5, classes_each=5),
+        "independent": HALF,
+    },
+    budgets=(5_000, 20_000, 90_000),
+    generator={"one-start": MEMORY, "unequal": {}, "independent": MEMORY},
+)
+SCALES: dict[str, Scale] = {
+    "small": SMALL,
+    "smoke": Scale(
+        architecture="mlp,width=8",
+        limit_train=60,
+        zoo=4,
+        unseen=2,
+        start=Supervised(epochs=2),
+        fine_tune=Supervised(epochs=1),
+        alone=Supervised(epochs=1),
+        knowledge=dict.fromkeys(REGIMES, HALF),
+        budgets=(100,),
+        generator={r: {**MEMORY, "epochs": 0.5, "batch_size": 16} for r in REGIMES},
+        teachers=(2, 2),
+        draws=2,
+        held_out=2,
+    ),
+}
+"""small: as in the README; smoke: seconds, to see that all of it runs."""
+for name, epochs in (("vgg11_bn", 40), ("resnet50_32x32", 30)):
+    SCALES[f"gpu-{name}"] = Scale(
+        architecture=name,
+        limit_train=None,
+        zoo=12,
+        unseen=4,
+        start=Supervised(epochs=epochs, learning_rate=0.1),
+        fine_tune=Supervised(epochs=epochs // 3, learning_rate=0.05),
+        alone=Supervised(epochs=epochs, learning_rate=0.1),
+        knowledge={
+            "one-start": Knowledge(subset=0.2),
+            "unequal": Knowledge(subset=0.5, classes_each=5),
+            "independent": HALF,
+        },
+        budgets=(20_000, 200_000, 1_000_000),
+        generator={
+            r: {**MEMORY, "attention": "axial", "epochs": 10.0} for r in REGIMES
+        },
+        device="cuda",
+    )
