@@ -138,6 +138,9 @@ def _write_measured(
         measured = conditioning(session, predictor, ensembles, step=step)
         session.log.event("conditioning", **measured)
         notes = (*notes, *listening_lines(measured))
+    elif learnt := predictor.info.training.get("conditioning"):
+        measured = {str(name): float(value) for name, value in learnt.items()}
+        notes = (*notes, f"when it was learnt, {listening(measured)}")
     student = replace(student, notes=notes)
     student = refined_student(session, ensemble, student, options.refine)
     method = predictor_method(predictor).model_copy(

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaensemble.cli import learn_weightformer
+from metaensemble.cli import learn_weightformer, predict
 from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import generator, seeded
 from metaensemble.core.states import hash_state
 from metaensemble.engine import RunLog
 from metaensemble.methods import WeightFormerMethod
 from metaensemble.models import init_model
+from metaensemble.report import read_reports
 from metaensemble.report.conditioning import listening, listening_lines
 from metaensemble.teachers import Ensemble, Member, save_member
 from metaensemble.weightformer import Predictor, load_predictor
@@ -348,3 +349,24 @@ def test_learn_weightformer_says_and_records_it(
     record = load_predictor(tmp_path / "wf.safetensors").info.training
     assert f"Conditioning: {listening(record['conditioning'])}" in said
     assert "3 ensembles): 1 of held-out members and 2 of training members, 2 ea" in said
+
+
+def test_a_report_without_others_says_what_was_found_when_it_was_learnt(
+    tmp_path: Path, make_member: Callable[..., Member]
+):
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    for seed in range(6):
+        make_member(folder / f"{seed}.safetensors", seed, NAME)
+    file, run = tmp_path / "wf.safetensors", tmp_path / "run"
+    words = "--data digits --limit-train 60 --device cpu --quiet --width 8 --depth 1"
+    shape = "--heads 2 --epochs 0.5 --batch-size 16 --teachers 2 2 --hold-out 4"
+    learn_weightformer.run(
+        [str(folder), *words.split(), *shape.split(), "--out", str(file)]
+    )
+    learnt = load_predictor(file).info.training["conditioning"]
+    two = [str(folder / f"{seed}.safetensors") for seed in range(2)]
+    predict.run([*two, "--predictor", str(file), "--out", str(run), "--quiet"])
+    (report,) = read_reports(run)
+    assert report.conditioning == learnt
+    assert any(note.startswith("when it was learnt, ") for note in report.notes)
