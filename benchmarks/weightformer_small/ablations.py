@@ -38,6 +38,7 @@ BASE: dict[str, Any] = {
     "depth": 2,
     "gain": 0.02,
     "epochs": 1.5,
+    "views": 1,
     "learning_rate": 1e-3,
 }
 """What is changed, one part at a time."""

@@ -62,7 +62,21 @@ MEMORY: dict[str, Any] = {
     "epochs": 2.0,
     "batch_size": 128,
     "shift_weight": 0.0,
+    "views": 1,
 }
+"""One network that is distilled from subsets of the zoo, whoever the teachers are."""
+READER: dict[str, Any] = {
+    "head": "mixture",
+    "reference": "mean",
+    "readout": "pooled",
+    "width": 64,
+    "depth": 2,
+    "gain": 0.02,
+    "epochs": 4.0,
+    "learning_rate": 1e-3,
+    "views": 1,
+}
+"""Shares of the teachers per channel and a small residual, read off their weights."""
 SMALL = Scale(
     architecture="convnet,width=32",
     limit_train=10_000,
@@ -77,7 +91,7 @@ SMALL = Scale(
         "independent": HALF,
     },
     budgets=(5_000, 20_000, 90_000),
-    generator={"one-start": MEMORY, "unequal": {}, "independent": MEMORY},
+    generator={"one-start": MEMORY, "unequal": READER, "independent": MEMORY},
 )
 SCALES: dict[str, Scale] = {
     "small": SMALL,
