@@ -10,8 +10,9 @@ than a member, and tuned far above distillation from fresh weights.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,7 +28,7 @@ from metaensemble.teachers import Ensemble, load_ensemble
 from metaensemble.weightformer import Predictor, load_predictor, save_predictor
 from metaensemble.workflows.conditioning import conditioning, gain_of_students
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.predict import learn_predictor
+from metaensemble.workflows.predict import learn_predictor, predictor_method
 from metaensemble.workflows.registry import MethodUnion, make_method
 from metaensemble.workflows.reporting import report_student
 from metaensemble.workflows.students import (
@@ -84,12 +85,15 @@ def told(session: Session, work: Path, regime: str, scale: Scale) -> list[Report
     """Return the reports of a regime: learn on the zoo once, then every draw."""
     zoo_folder, draws = folders(work, regime, scale)
     zoo = load_ensemble([zoo_folder], data=session.data)
-    predictor = learnt(session, zoo, work / f"{regime}.safetensors", regime, scale)
+    predictors = [
+        learnt(session, zoo, work / f"{regime}-{name}.safetensors", fields, scale)
+        for name, fields in scale.generators[regime].items()
+    ]
     unseen = [load_ensemble([folder], data=session.data) for folder in draws]
     rows: list[Report] = []
     columns: defaultdict[int, list[Student]] = defaultdict(list)
     for draw, ensemble in enumerate(unseen):
-        made = students(session, ensemble, predictor, regime, scale)
+        made = students(session, ensemble, predictors, regime, scale)
         for column, (method, student) in enumerate(made):
             row = report_student(
                 session, ensemble, student, command=COMMAND, method=method
@@ -100,22 +104,23 @@ def told(session: Session, work: Path, regime: str, scale: Scale) -> list[Report
             rows.append(row.model_copy(update={"draw": draw}))
             columns[column].append(student)
     gains = [gain_of_students(session, column, unseen) for column in columns.values()]
-    whole = conditioning(session, predictor, unseen)
+    whole = [conditioning(session, predictor, unseen) for predictor in predictors]
     filled = []
     for number, row in enumerate(rows):
-        heard = gains[number % len(columns)]
-        plain = row.stage == "predicted" and row.method["refine"] == "none"
-        found = {**heard, **(whole if plain else {})}
+        found = gains[number % len(columns)]
+        if row.stage == "predicted" and row.method["refine"] == "none":
+            which = [predictor_method(p).head for p in predictors]
+            found = whole[which.index(row.method["head"])]
         filled.append(row.model_copy(update={"conditioning": found}))
     return filled
 
 
 def learnt(
-    session: Session, zoo: Ensemble, path: Path, regime: str, scale: Scale
+    session: Session, zoo: Ensemble, path: Path, fields: dict[str, Any], scale: Scale
 ) -> Predictor:
     """Return the predictor of a zoo, learnt unless it is there."""
     if not path.exists():
-        method = WeightFormerMethod(**scale.generator[regime], tune_epochs=0)
+        method = WeightFormerMethod(**fields, tune_epochs=0)
         found = learn_predictor(
             session,
             zoo,
@@ -131,14 +136,14 @@ def learnt(
 def students(
     session: Session,
     ensemble: Ensemble,
-    predictor: Predictor,
+    predictors: Sequence[Predictor],
     regime: str,
     scale: Scale,
 ) -> Iterator[Made]:
     """Yield the student of every method, and how it was made.
 
-    Merges; distillation by start and budget; the predictor's: as predicted, refined,
-    and tuned from there, by budget.
+    Merges; distillation by start and budget; each predictor's, as predicted and as
+    refined; the first one's tuned from there, by budget.
     """
     images = len(distillation_images(session))
     for name in MERGES[regime]:
@@ -148,27 +153,27 @@ def students(
     for start in STARTS[regime]:
         for budget in scale.budgets:
             rate = 0.05 if start == "scratch" else rate_of(budget)
-            kd = KD(start=start, epochs=round(budget / images, 4), learning_rate=rate)
+            epochs = round(budget / images, 4)
+            kd = KD(start=start, epochs=epochs, learning_rate=rate)
             yield kd, distil_student(session, ensemble, kd)
-    method = WeightFormerMethod.model_validate(predictor.info.training["method"])
-    student = predicted_student(session, ensemble, predictor)
-    yield method, student
-    refine = scale.refine[regime]
-    method = WeightFormerMethod.model_validate(
-        {**method.model_dump(), "refine": refine}
-    )
-    refined = refined_student(session, ensemble, student, method.refine)
-    yield method, refined
-    for budget in scale.budgets if STARTS[regime] else ():
-        tuning = method.model_copy(
-            update={
-                "tune_epochs": round(budget / images, 4),
-                "tune_learning_rate": rate_of(budget),
-            }
-        )
-        tuned = tune_student(session, ensemble, refined, tuning)
-        assert tuned is not None
-        yield tuning, tuned
+    for number, predictor in enumerate(predictors):
+        method = predictor_method(predictor)
+        student = predicted_student(session, ensemble, predictor)
+        yield method, student
+        change = {**method.model_dump(), "refine": scale.refine[regime]}
+        method = WeightFormerMethod.model_validate(change)
+        refined = refined_student(session, ensemble, student, method.refine)
+        yield method, refined
+        for budget in scale.budgets if STARTS[regime] and not number else ():
+            tuning = method.model_copy(
+                update={
+                    "tune_epochs": round(budget / images, 4),
+                    "tune_learning_rate": rate_of(budget),
+                }
+            )
+            tuned = tune_student(session, ensemble, refined, tuning)
+            assert tuned is not None
+            yield tuning, tuned
 
 
 def rate_of(budget: int) -> float:

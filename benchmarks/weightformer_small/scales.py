@@ -30,8 +30,9 @@ class Scale:
     """By regime: what each member sees of the labelled images."""
     budgets: tuple[int, ...]
     """Images in all: of distillation, and of tuning."""
-    generator: dict[str, dict[str, Any]]
-    """By regime: the generator, chosen on held-out members (benchmarks/LOG.md)."""
+    generators: dict[str, dict[str, dict[str, Any]]]
+    """By regime and name: generators, chosen on held-out members (benchmarks/LOG.md).
+    Students of the first are tuned."""
     teachers: tuple[int, int] = (2, 6)
     """Smallest and largest number drawn per step."""
     draws: int = 3
@@ -72,6 +73,7 @@ READER: dict[str, Any] = {
     "width": 64,
     "depth": 2,
     "gain": 0.02,
+    "offset": True,
     "epochs": 4.0,
     "learning_rate": 1e-3,
     "views": 1,
@@ -91,7 +93,11 @@ SMALL = Scale(
         "independent": HALF,
     },
     budgets=(5_000, 20_000, 90_000),
-    generator={"one-start": MEMORY, "unequal": READER, "independent": MEMORY},
+    generators={
+        "one-start": {"memory": MEMORY, "reader": READER},
+        "unequal": {"reader": READER, "memory": MEMORY},
+        "independent": {"memory": MEMORY},
+    },
 )
 SCALES: dict[str, Scale] = {
     "small": SMALL,
@@ -105,7 +111,13 @@ SCALES: dict[str, Scale] = {
         alone=Supervised(epochs=1),
         knowledge=dict.fromkeys(REGIMES, HALF),
         budgets=(100,),
-        generator={r: {**MEMORY, "epochs": 0.5, "batch_size": 16} for r in REGIMES},
+        generators={
+            r: {
+                "memory": {**MEMORY, "epochs": 0.5, "batch_size": 16},
+                "reader": {**READER, "epochs": 0.5, "batch_size": 16},
+            }
+            for r in REGIMES
+        },
         teachers=(2, 2),
         draws=2,
         held_out=2,
@@ -127,8 +139,12 @@ for name, epochs in (("vgg11_bn", 40), ("resnet50_32x32", 30)):
             "independent": HALF,
         },
         budgets=(20_000, 200_000, 1_000_000),
-        generator={
-            r: {**MEMORY, "attention": "axial", "epochs": 10.0} for r in REGIMES
+        generators={
+            r: {
+                "memory": {**MEMORY, "attention": "axial", "epochs": 10.0},
+                "reader": {**READER, "attention": "axial", "epochs": 20.0},
+            }
+            for r in REGIMES
         },
         device="cuda",
     )
