@@ -151,7 +151,7 @@ def students(
         assert isinstance(merger, Merger)
         yield merger, merge_student(session, ensemble, merger)
     for start in STARTS[regime]:
-        for budget in scale.budgets:
+        for budget in scale.budgets[regime]:
             rate = 0.05 if start == "scratch" else rate_of(budget)
             epochs = round(budget / images, 4)
             kd = KD(start=start, epochs=epochs, learning_rate=rate)
@@ -164,7 +164,7 @@ def students(
         method = WeightFormerMethod.model_validate(change)
         refined = refined_student(session, ensemble, student, method.refine)
         yield method, refined
-        for budget in scale.budgets if STARTS[regime] and not number else ():
+        for budget in scale.budgets[regime] if not number else ():
             tuning = method.model_copy(
                 update={
                     "tune_epochs": round(budget / images, 4),

@@ -28,8 +28,9 @@ class Scale:
     """That of a member which starts from random weights."""
     knowledge: dict[str, Knowledge]
     """By regime: what each member sees of the labelled images."""
-    budgets: tuple[int, ...]
-    """Images in all: of distillation, and of tuning."""
+    budgets: dict[str, tuple[int, ...]]
+    """By regime, images in all: of distillation, and of tuning. The last is what one
+    member was trained on, its start's training included."""
     generators: dict[str, dict[str, dict[str, Any]]]
     """By regime and name: generators, chosen on held-out members (benchmarks/LOG.md).
     Students of the first are tuned."""
@@ -92,7 +93,11 @@ SMALL = Scale(
         "unequal": Knowledge(subset=0.5, classes_each=5),
         "independent": HALF,
     },
-    budgets=(5_000, 20_000, 90_000),
+    budgets={
+        "one-start": (20_000, 63_000),
+        "unequal": (),
+        "independent": (20_000, 90_000),
+    },
     generators={
         "one-start": {"memory": MEMORY, "reader": READER},
         "unequal": {"reader": READER, "memory": MEMORY},
@@ -110,7 +115,7 @@ SCALES: dict[str, Scale] = {
         fine_tune=Supervised(epochs=1),
         alone=Supervised(epochs=1),
         knowledge=dict.fromkeys(REGIMES, HALF),
-        budgets=(100,),
+        budgets={"one-start": (100,), "unequal": (), "independent": (100,)},
         generators={
             r: {
                 "memory": {**MEMORY, "epochs": 0.5, "batch_size": 16},
@@ -138,7 +143,11 @@ for name, epochs in (("vgg11_bn", 40), ("resnet50_32x32", 30)):
             "unequal": Knowledge(subset=0.5, classes_each=5),
             "independent": HALF,
         },
-        budgets=(20_000, 200_000, 1_000_000),
+        budgets={
+            "one-start": (20_000, 200_000, 1_000_000),
+            "unequal": (),
+            "independent": (20_000, 200_000, 1_000_000),
+        },
         generators={
             r: {
                 "memory": {**MEMORY, "attention": "axial", "epochs": 10.0},
