@@ -28,14 +28,16 @@ def digits(regime: str) -> list[Report]:
     return [r for r in rows if r.regime == regime and r.method.get("head") in heads]
 
 
-def cifar10_small() -> list[Report]:
-    return read_reports(ROOT / "benchmarks" / "cifar10_small" / "report.json")
+def study(name: str) -> list[Report]:
+    return read_reports(ROOT / "benchmarks" / name / "report.json")
 
 
 TABLES = {
     "digits-one-start": lambda: digits("one-start"),
     "digits-independent": lambda: digits("independent"),
-    "cifar10-small": cifar10_small,
+    "soups": lambda: study("soups"),
+    "merging": lambda: study("merging"),
+    "cifar10-small": lambda: study("cifar10_small"),
 }
 
 

@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "mixture alone": {"gain": 0.0},
     "with an offset": {"offset": True},
+    "with an offset, gain .3": {"offset": True, "gain": 0.3},
     "with data tokens": {"data_tokens": 512},
     "learned soup as reference": {"reference": "learned_soup", "pool": 20},
     "teachers brought to one order": {"align": "always"},
