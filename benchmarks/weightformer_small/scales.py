@@ -100,7 +100,7 @@ SMALL = Scale(
     },
     generators={
         "one-start": {"memory": MEMORY, "reader": READER},
-        "unequal": {"reader": READER, "memory": MEMORY},
+        "unequal": {"reader": {**READER, "gain": 0.3}, "memory": MEMORY},
         "independent": {"memory": MEMORY},
     },
 )
