@@ -32,24 +32,36 @@ def study(name: str) -> list[Report]:
     return read_reports(ROOT / "benchmarks" / name / "report.json")
 
 
+def table(rows: list[Report]) -> str:
+    return markdown_table(rows, COLUMNS)
+
+
+def summary(regime: str) -> str:
+    folder = ROOT / "benchmarks" / "weightformer_small" / regime
+    return (folder / "summary.md").read_text(encoding="utf-8")
+
+
 TABLES = {
-    "digits-one-start": lambda: digits("one-start"),
-    "digits-independent": lambda: digits("independent"),
-    "soups": lambda: study("soups"),
-    "merging": lambda: study("merging"),
-    "cifar10-small": lambda: study("cifar10_small"),
+    "weightformer-one-start": lambda: summary("one-start"),
+    "weightformer-unequal": lambda: summary("unequal"),
+    "weightformer-independent": lambda: summary("independent"),
+    "digits-one-start": lambda: table(digits("one-start")),
+    "digits-independent": lambda: table(digits("independent")),
+    "soups": lambda: table(study("soups")),
+    "merging": lambda: table(study("merging")),
+    "cifar10-small": lambda: table(study("cifar10_small")),
 }
 
 
 def filled(text: str) -> str:
     """Return `text` with every table between its markers made anew."""
-    for name, reports in TABLES.items():
+    for name, text_of in TABLES.items():
         begin, end = f"<!-- table {name} -->\n", f"<!-- end {name} -->"
         if begin not in text:
             continue
         head, rest = text.split(begin, 1)
         tail = rest.split(end, 1)[1]
-        text = head + begin + markdown_table(reports(), COLUMNS) + end + tail
+        text = head + begin + text_of() + end + tail
     return text
 
 

@@ -39,6 +39,16 @@ def test_the_digits_table_is_the_report():
         assert markdown_table([row for row in rows if row.regime == regime]) in text
 
 
+@pytest.mark.parametrize("regime", ["one-start", "unequal", "independent"])
+def test_the_weightformer_tables_are_the_reports(regime: str):
+    folder = ROOT / "benchmarks" / "weightformer_small"
+    tables = script(folder / "summary.py")
+    rows = read_reports(folder / regime)
+    text = (folder / regime / "summary.md").read_text(encoding="utf-8")
+    assert text == tables.summary(rows)
+    assert markdown_table(rows) == (folder / regime / "table.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_every_study_says_what_it_is(study: Path):
     readme = (study / "README.md").read_text(encoding="utf-8")
