@@ -47,7 +47,8 @@ class GreedySoup(Merger):
     def merge(self, members: Ensemble, bench: Bench) -> Merged:
         """Return the greedy soup; its notes name the members in it.
 
-        In memory are the soup, a candidate, and one tensor of a member.
+        In memory are the soup, a candidate, the network that judges it, and one tensor
+        of a member.
         """
         states = members.lazy_states("a soup's members must share one architecture")
         info = members.info
@@ -67,6 +68,7 @@ class GreedySoup(Merger):
             if kept:
                 soup, best = candidate, value
                 chosen.append(index)
+            del candidate  # or it would lie in memory beside the next one
             what = "added" if kept else "left out"
             name = members.members[index].name
             bench.say(f"greedy soup, {turn} of {len(order)}: {name} {what}")

@@ -414,4 +414,5 @@ def grown(folder: Path, what: str) -> float:
 )
 @pytest.mark.parametrize("what", ["greedy", "learned"])
 def test_memory_does_not_grow_with_the_members(tmp_path: Path, what: str):
-    assert grown(tmp_path, what) < 3
+    # Of eight: the soup, a candidate or gradient, the network that judges.
+    assert grown(tmp_path, what) < 3.2
