@@ -33,8 +33,8 @@ METHODS: dict[str, MethodUnion] = {
     "even-sinkhorn": OtFusion(reference_share=0.5, plan="sinkhorn"),
     "even-weights": OtFusion(reference_share=0.5, matching="weights"),
     "even-paper": OtFusion(reference_share=0.5, matching="weights", plan="exact"),
-    "kd": KD(epochs=1),
-    "kd-fusion": KD(epochs=1, start="ot_fusion"),
+    "kd": KD(epochs=1, plain="never"),
+    "kd-fusion": KD(epochs=1, start="ot_fusion", plain="never"),
 }
 TABLES = {
     "labelled": "One pass of kd is over the 9,000 labelled images",
