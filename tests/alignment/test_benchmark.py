@@ -16,5 +16,6 @@ def test_the_table_is_the_report():
     rows = json.loads((STUDY / "report.json").read_text(encoding="utf-8"))["rows"]
     assert (STUDY / "table.md").read_text(encoding="utf-8") == run.table(rows)
     done = [row for row in rows if row["status"] == "ok"]
-    for row in done:
-        assert row["logits_changed_by"] < 1e-9
+    assert all(
+        row["logits_changed_by"] < 1e-9 for row in done if row["tool"] == "metaensemble"
+    )
