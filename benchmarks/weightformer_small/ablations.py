@@ -25,7 +25,7 @@ from metaensemble.teachers import Ensemble, load_ensemble
 from metaensemble.workflows.conditioning import conditioning
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.predict import learn_predictor
-from metaensemble.workflows.students import predicted_student
+from metaensemble.workflows.predicting import predicted_student
 
 HERE = Path(__file__).parent
 HELD_OUT = 4

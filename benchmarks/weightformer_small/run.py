@@ -29,6 +29,11 @@ from metaensemble.weightformer import Predictor, load_predictor, save_predictor
 from metaensemble.workflows.conditioning import conditioning, gain_of_students
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.predict import learn_predictor, predictor_method
+from metaensemble.workflows.predicting import (
+    predicted_student,
+    refined_student,
+    tune_student,
+)
 from metaensemble.workflows.registry import MethodUnion, make_method
 from metaensemble.workflows.reporting import report_student
 from metaensemble.workflows.students import (
@@ -36,9 +41,6 @@ from metaensemble.workflows.students import (
     distil_student,
     distillation_images,
     merge_student,
-    predicted_student,
-    refined_student,
-    tune_student,
 )
 
 HERE = Path(__file__).parent

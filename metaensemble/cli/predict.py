@@ -22,13 +22,13 @@ from metaensemble.workflows.predict import (
     predictor_method,
     seen_members,
 )
-from metaensemble.workflows.reporting import STUDENT_FILE, write_run
-from metaensemble.workflows.students import (
-    distillation_images,
+from metaensemble.workflows.predicting import (
     predicted_student,
     refined_student,
     tune_student,
 )
+from metaensemble.workflows.reporting import STUDENT_FILE, write_run
+from metaensemble.workflows.students import distillation_images
 
 
 class Predict(PredictOptions):

@@ -44,10 +44,13 @@ class Normalization(Config):
         return self
 
     def __call__(
-        self, images: UInt8[Tensor, "batch channels height width"]
+        self,
+        images: UInt8[Tensor, "batch channels height width"]
+        | Float32[Tensor, "batch channels height width"],
     ) -> Float32[Tensor, "batch channels height width"]:
         """Return the images as normalised float32, channels last in memory.
 
+        Images are bytes, or floats in [0, 1], through which gradients flow.
         Convolutions run 1.2 to 1.7 times as fast on that layout (benchmarks/LOG.md).
         """
         if images.shape[1] != len(self.mean):
@@ -55,10 +58,13 @@ class Normalization(Config):
                 f"images must have {len(self.mean)} channels to be normalised, but "
                 f"have {images.shape[1]}; use the data's own normalisation"
             )
-        scale = [1 / (255 * s) for s in self.std]
+        whole = 1 if images.is_floating_point() else 255
+        scale = [1 / (whole * s) for s in self.std]
         shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         constants = torch.tensor([scale, shift], device=images.device)
         factor, summand = constants[:, :, None, None]  # each (channels, 1, 1)
+        if images.is_floating_point():  # the caller's own tensor
+            return (images * factor + summand).to(memory_format=torch.channels_last)
         scaled = images.to(torch.float32, memory_format=torch.channels_last)
         return scaled.mul_(factor).add_(summand)
 

@@ -33,6 +33,7 @@ class TrainingBatches:
         teachers: whose logits come along; None for none.
         cache: of the teachers' logits; needed with teachers.
         views: number of augmented copies of each image; 0 for a new one every epoch.
+        live: whether the learner runs the teachers itself: no logits come along then.
         device: where the batches are to be.
     """
 
@@ -47,6 +48,7 @@ class TrainingBatches:
         teachers: Ensemble | None = None,
         cache: OutputCache | None = None,
         views: int = 0,
+        live: bool = False,
         device: str | torch.device = "cpu",
     ):
         self.split = split
@@ -56,6 +58,7 @@ class TrainingBatches:
         self.seed = seed
         self.teachers = teachers
         self.cache = cache
+        self.live = live
         self.views = 1 if augmentation.is_identity else views
         self.device = torch.device(device)
         self._draws = lru_cache(maxsize=2)(self._draws_of_view)
@@ -76,7 +79,7 @@ class TrainingBatches:
         `__call__` would do it when a view is first needed; ahead of the training it
         has a progress of its own, and the training's time left is to be trusted.
         """
-        if self.teachers is None:
+        if self.teachers is None or self.live:
             return
         views = sorted({self.view_of(step) for step in range(steps)})
         members = self.teachers.members
@@ -92,19 +95,21 @@ class TrainingBatches:
         indices = batch_indices(count, self.batch_size, self.seed, step)
         view = self.view_of(step)
         draws = self._draws(view)[indices]
-        images = self.split.batch(indices, self.augmentation, draws)
+        images = self.split.batch(indices, self.augmentation, draws).to(self.device)
         return Batch(
             step=step,
-            inputs=self.normalization(images.to(self.device)),
+            inputs=self.normalization(images),
             labels=self.split.labels[indices].to(self.device),
             teacher_logits=self._teacher_logits(view, indices),
+            pixels=images,
+            indices=indices.to(self.device),
         )
 
     def _draws_of_view(self, view: int) -> Tensor:
         return self.augmentation.draws(len(self.split), self.seed, view)
 
     def _teacher_logits(self, view: int, indices: Tensor) -> Tensor | None:
-        if self.teachers is None:
+        if self.teachers is None or self.live:
             return None
         rows = [self._logits(member, view)[indices] for member in self.teachers.members]
         return torch.stack(rows).to(self.device)  # (members, batch, classes)

@@ -14,7 +14,7 @@ from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import derive_seed
 from metaensemble.engine.checkpoint import Progress, load_progress, save_progress
 from metaensemble.engine.log import RunLog
-from metaensemble.methods import Batch, Learner, TrainedMethod
+from metaensemble.methods import Batch, Learner, TrainedMethod, steps_of
 
 CHECKPOINT_SECONDS = 30.0
 """Time between checkpoints."""
@@ -41,7 +41,7 @@ def fit(
     seed: int,
     log: RunLog,
     what: str,
-    validate: Callable[[Learner], dict[str, float]],
+    validate: Callable[[Learner], dict[str, float]] | None,
     checkpoint: Path | None = None,
     stop_after: int | None = None,
 ) -> Fitted:
@@ -60,7 +60,8 @@ def fit(
         log: gets every validation as an event, and progress.
         what: names the training in log and progress.
         validate: returns figures by name, the key ``objective`` (lower is better)
-            among them; called before the first step, too.
+            among them; called before the first step, too. None for a preparation,
+            which has no figures: its last state is kept.
         checkpoint: where to write and resume; None for neither.
         stop_after: leave the loop after so many steps, as an interruption would.
 
@@ -125,11 +126,6 @@ def fit(
     return Fitted(progress.step, selected, progress.history, progress.seconds)
 
 
-def steps_of(method: TrainedMethod, steps_per_epoch: int) -> int:
-    """Return the number of steps of a training."""
-    return max(1, round(method.epochs * steps_per_epoch))
-
-
 def rate_at(step: int, steps: int, peak: float, warmup: float) -> float:
     """Return the learning rate of a step: linear rise to `peak`, then cosine to 0.
 
@@ -164,12 +160,14 @@ def _validation_steps(steps: int) -> set[int]:
 
 def _validate(
     learner: Learner,
-    validate: Callable[[Learner], dict[str, float]],
+    validate: Callable[[Learner], dict[str, float]] | None,
     progress: Progress,
     log: RunLog,
     what: str,
     losses: dict[str, Tensor] | None = None,
 ) -> None:
+    if validate is None:
+        return
     learner.eval()
     figures = validate(learner)
     parts = {f"loss_{name}": value.item() for name, value in (losses or {}).items()}

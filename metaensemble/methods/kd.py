@@ -1,32 +1,21 @@
-"""Knowledge distillation from the mean of the teachers."""
+"""Knowledge distillation from the mean of the teachers, or from each."""
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from metaensemble.methods.contract import Batch, StudentLearner, TrainedMethod
-from metaensemble.methods.divergence import Direction, kl_divergence, label_loss
-from metaensemble.teachers import Average, Ensemble, ensemble_log_probs
-
-Start = Literal[
-    "best_member",
-    "scratch",
-    "soup",
-    "greedy_soup",
-    "learned_soup",
-    "aligned_soup",
-    "repair",
-    "regression_merge",
-    "ot_fusion",
-]
-"""What a student may start from; the mergers are those of the registry."""
+from metaensemble.methods.contract import Batch, StudentLearner
+from metaensemble.methods.distillation import Distillation, tempered_kl
+from metaensemble.methods.divergence import Direction, label_loss
+from metaensemble.teachers import Ensemble
 
 
-class KD(TrainedMethod):
+class KD(Distillation):
     """Hinton et al. 2015 with the ensemble as the teacher.
 
-    loss = (1 - w) T^2 KL(mean teacher at T, student at T) + w CE(labels, student)
+    loss = (1 - w) T^2 KL(teachers at T, student at T) + w CE(labels, student)
     """
 
     summary: ClassVar[str] = "distil the mean of the teachers into a student"
@@ -42,30 +31,20 @@ class KD(TrainedMethod):
     """w: weight of the labels' cross-entropy."""
     direction: Direction = "forward"
     """forward: KL(teacher || student); reverse: KL(student || teacher)."""
-    start: Start = "best_member"
-    """Where the student starts: the member that is best on validation (where it has
-    the student's architecture), fresh weights, or what a merger with its defaults makes
-    of the members."""
-
-    plain: Literal["auto", "always", "never"] = "auto"
-    """Whether to distil on the images as they are instead of augmented ones; auto:
-    where each is seen once at most. A merged start was fitted to plain images."""
-
-    @property
-    def augments(self) -> bool:
-        """Return whether images are augmented."""
-        return self.plain == "never" or (self.plain == "auto" and self.epochs > 1)
+    target: Literal["ensemble", "each"] = "ensemble"
+    """ensemble: one divergence, to the members' average (of probabilities or logits, as
+    --average says); each: the mean of the divergences to each member, which for forward
+    KL has the gradient of the average of probabilities, for reverse KL has not."""
 
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> StudentLearner:
         """Return the learner of `student`."""
-        average = teachers.average if teachers else "probabilities"
-        return _KDLearner(self, student, average)
+        return _KDLearner(self, student, teachers or Ensemble(()))
 
 
 class _KDLearner(StudentLearner):
-    def __init__(self, config: KD, student: nn.Module, average: Average):
+    def __init__(self, config: KD, student: nn.Module, teachers: Ensemble):
         super().__init__(student)
-        self.average: Average = average
+        self.teachers = teachers
         self.config = config
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -74,10 +53,20 @@ class _KDLearner(StudentLearner):
         config = self.config
         temperature, weight = config.temperature, config.label_weight
         logits = self.student(batch.inputs)
-        target = ensemble_log_probs(batch.teacher_logits, self.average, temperature)
-        student = (logits / temperature).log_softmax(-1)
-        divergence = kl_divergence(target, student, config.direction)
-        losses = {"distillation": (1 - weight) * temperature**2 * divergence}
+        if config.target == "ensemble":
+            targets, shares = (
+                [self.teachers.log_probs(batch.teacher_logits, temperature)],
+                (1.0,),
+            )
+        else:
+            targets = list((batch.teacher_logits / temperature).log_softmax(-1))
+            shares = self.teachers.shares
+        terms = [
+            share * tempered_kl(target, logits, temperature, config.direction)
+            for share, target in zip(shares, targets, strict=True)
+        ]
+        losses = {"distillation": (1 - weight) * torch.stack(terms).sum()}
         if weight:
-            losses["label"] = weight * label_loss(logits, batch.labels)
+            known = logits if batch.clean is None else self.student(batch.clean)
+            losses["label"] = weight * label_loss(known, batch.labels)
         return losses

@@ -7,9 +7,11 @@ from metaensemble.models.architecture import (
     init_model,
 )
 from metaensemble.models.batchnorm import has_batchnorm, reestimate_batchnorm
+from metaensemble.models.shapes import InputShape
 
 __all__ = [
     "Architecture",
+    "InputShape",
     "build",
     "describe_architectures",
     "has_batchnorm",

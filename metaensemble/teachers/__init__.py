@@ -7,6 +7,7 @@ from metaensemble.teachers.ensemble import (
     load_ensemble,
 )
 from metaensemble.teachers.kinship import Kinship, kinship
+from metaensemble.teachers.live import LiveTeacher, LiveTeachers
 from metaensemble.teachers.member import (
     Member,
     MemberInfo,
@@ -19,6 +20,8 @@ __all__ = [
     "Average",
     "Ensemble",
     "Kinship",
+    "LiveTeacher",
+    "LiveTeachers",
     "Member",
     "MemberInfo",
     "OutputCache",

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import LazyState, State, refuse_different
 from metaensemble.data import ImageData, Normalization
-from metaensemble.teachers.member import Member, MemberInfo, load_member
+from metaensemble.teachers.member import (
+    Member,
+    MemberInfo,
+    fitted_to,
+    load_member,
+)
 
 Average = Literal["probabilities", "logits"]
 """What is averaged over the members: their probabilities, or their logits."""
@@ -22,17 +28,30 @@ def ensemble_log_probs(
     logits: Float[Tensor, "members batch classes"],
     average: Average = "probabilities",
     temperature: float = 1.0,
+    weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "batch classes"]:
     """Return the log-probabilities of the ensemble.
 
     With ``probabilities``, log of the mean over members of softmax(logits / T), the
     target of Fei et al. 2022, equation 1, and of deep ensembles (arXiv 1612.01474).
     With ``logits``, log-softmax of the mean logits / T. The two differ.
+
+    Args:
+        logits: of the members.
+        average: what is averaged.
+        temperature: T.
+        weights: of the members, not negative; None weighs all the same.
     """
     logits = logits.float() / temperature
+    if weights is None:
+        if average == "logits":
+            return logits.mean(0).log_softmax(-1)
+        return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+    shares = torch.tensor(weights, device=logits.device)[:, None, None]
+    shares = shares / shares.sum()
     if average == "logits":
-        return logits.mean(0).log_softmax(-1)
-    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+        return (shares * logits).sum(0).log_softmax(-1)
+    return (logits.log_softmax(-1) + shares.log()).logsumexp(0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class Ensemble:
     silent: tuple[int, ...] = ()
     """Positions of members that lend their weights to a merge, but whose outputs are
     not part of the ensemble's."""
+    weights: tuple[float, ...] | None = None
+    """Of the members' outputs, adding up to 1; None weighs all the same."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -72,6 +93,18 @@ class Ensemble:
                     f"{why} and one input normalisation, but {member.path} and "
                     f"{first.path} differ in theirs; choose --method kd"
                 )
+            if member.info.input_shape != first.info.input_shape:
+                raise InputError(
+                    f"{why} and one input, but {member.path} takes "
+                    f"{member.info.input_shape} and {first.path} "
+                    f"{first.info.input_shape} (channels, height, width); "
+                    "choose --method kd"
+                )
+            if member.info.classes != first.info.classes:
+                raise InputError(
+                    f"{why} and one order of classes, but {member.path} and "
+                    f"{first.path} differ in theirs; choose --method kd"
+                )
         return first.info.architecture
 
     def states(self, why: str = "members must share one architecture") -> list[State]:
@@ -97,19 +130,32 @@ class Ensemble:
         return [member.lazy_state() for member in self.members]
 
     def log_probs(
-        self, logits: Float[Tensor, "members batch classes"]
+        self, logits: Float[Tensor, "members batch classes"], temperature: float = 1.0
     ) -> Float[Tensor, "batch classes"]:
         """Return the ensemble's log-probabilities from its members' logits."""
+        weights = self.weights
         if self.silent:
             heard = [i for i in range(len(logits)) if i not in self.silent]
             logits = logits[heard]
-        return ensemble_log_probs(logits, self.average)
+            weights = None if weights is None else tuple(weights[i] for i in heard)
+        return ensemble_log_probs(logits, self.average, temperature, weights)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return the members' weights, which add up to 1."""
+        if self.weights is not None:
+            return self.weights
+        return (1 / len(self),) * len(self)
 
     def subset(self, indices: Sequence[int]) -> "Ensemble":
         """Return the ensemble of the chosen members, in that order."""
         silent = tuple(at for at, i in enumerate(indices) if i in self.silent)
         chosen = tuple(self.members[i] for i in indices)
-        return Ensemble(chosen, self.average, silent)
+        weights = None
+        if self.weights is not None:
+            total = sum(self.weights[i] for i in indices)
+            weights = tuple(self.weights[i] / total for i in indices)
+        return Ensemble(chosen, self.average, silent, weights)
 
 
 def member_paths(paths: Sequence[Path]) -> list[Path]:
@@ -181,7 +227,6 @@ def load_ensemble(
         )
         for file in files
     )
-    first = members[0]
     for i, member in enumerate(members):
         for other in members[:i]:
             if member.sha256 == other.sha256:
@@ -189,21 +234,10 @@ def load_ensemble(
                     f"members must be different networks, but {member.path} and "
                     f"{other.path} hold the same bytes; leave one out"
                 )
-        if len(member.info.classes) != len(first.info.classes):
-            raise InputError(
-                f"members must have the same classes, but {member.path} has "
-                f"{len(member.info.classes)} and {first.path} has "
-                f"{len(first.info.classes)}; leave one out"
-            )
-        if member.info.classes != first.info.classes:
-            raise InputError(
-                f"members must name their classes alike and in one order, but "
-                f"{member.path} and {first.path} do not; leave one out"
-            )
-        if member.info.input_shape != first.info.input_shape:
-            raise InputError(
-                f"members must take the same input, but {member.path} takes "
-                f"{member.info.input_shape} and {first.path} {first.info.input_shape} "
-                "(channels, height, width); leave one out"
-            )
+    if data is None:
+        first = members[0]
+        members = tuple(
+            fitted_to(m, first.info.classes, first.info.input_shape, str(first.path))
+            for m in members
+        )
     return Ensemble(members, average)

@@ -1,12 +1,13 @@
 """A member: one trained network in one file, with what is needed to run it again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
@@ -54,6 +55,12 @@ class Member:
     info: MemberInfo
     tensors: tuple[str, ...] = field(repr=False)
     """Names, sorted."""
+    order: tuple[int, ...] | None = None
+    """Which of its logits belongs to each class of the data, where it has them in
+    another order; None where in the same."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the data's images, where the network takes another size;
+    None where the same."""
 
     @property
     def name(self) -> str:
@@ -67,6 +74,23 @@ class Member:
     def lazy_state(self) -> LazyState:
         """Return the tensors, each read from the file when it is asked for."""
         return LazyState(self.path)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return images of the data as the network takes them: resized, normalised.
+
+        Args:
+            images: (batch, channels, height, width), bytes or floats in [0, 1].
+        """
+        if self.image_size is None:
+            return self.info.normalization(images)
+        pixels = images if images.is_floating_point() else images.float() / 255
+        size = self.info.input_shape[1:]
+        resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return self.info.normalization(resized)
+
+    def in_order(self, logits: Tensor) -> Tensor:
+        """Return logits (..., classes) in the data's order of classes."""
+        return logits if self.order is None else logits[..., list(self.order)]
 
     def network(self) -> nn.Module:
         """Build the network, load the member's tensors, and return it in eval mode."""
@@ -94,13 +118,13 @@ def load_member(
         architecture: for a bare state dict, what it is; for a member whose record names
             an import path, the user's consent to import it.
         data: for a bare state dict, where classes, input shape and normalisation come
-            from; also checked against the member's classes and input shape.
+            from; the member's classes are matched to its by name.
         normalization: for a bare state dict, that of its training; default: of `data`.
 
     Raises:
         MissingFileError: there is no such file.
         InputError: the file is broken, its tensors are not those of its architecture,
-            or its classes or inputs are not those of `data`.
+            or its classes or channels are not those of `data`.
     """
     state, metadata = load_state(path)
     if metadata is not None:
@@ -118,11 +142,60 @@ def load_member(
             input_shape=data.input_shape,
             normalization=normalization or data.normalization,
         )
-    if data is not None:
-        _refuse_other_data(path, info, data)
     shapes = _shapes(info.architecture, len(info.classes), info.input_shape)
     _refuse_unfit(shapes, state, str(path), info.architecture)
-    return Member(path, sha256_of(path), info, tuple(sorted(state)))
+    member = Member(path, sha256_of(path), info, tuple(sorted(state)))
+    if data is None:
+        return member
+    return fitted_to(member, data.classes, data.input_shape, data.name)
+
+
+def fitted_to(
+    member: Member,
+    classes: tuple[str, ...],
+    input_shape: tuple[int, int, int],
+    whose: str,
+) -> Member:
+    """Return a member whose outputs follow these classes, for images of this shape.
+
+    Classes are matched by name; images of another height and width are resized.
+
+    Args:
+        member: as its file says.
+        classes: in the order wanted.
+        input_shape: channels, height and width of the images.
+        whose: they are, for messages.
+
+    Raises:
+        InputError: the classes or the channels are others.
+    """
+    info = member.info
+    order = None
+    if info.classes != classes:
+        if sorted(info.classes) != sorted(classes):
+            if len(info.classes) != len(classes):
+                raise InputError(
+                    f"members and data must have the same classes, but {member.path} "
+                    f"has {len(info.classes)} and {whose} has {len(classes)}; "
+                    "choose the data that the members were trained on"
+                )
+            odd = next(name for name in info.classes if name not in classes)
+            lacking = next(name for name in classes if name not in info.classes)
+            raise InputError(
+                f"members and data must name their classes alike, but {member.path} "
+                f"has {odd!r}, which {whose} has not, and lacks {lacking!r}; "
+                "choose the data that the members were trained on"
+            )
+        order = tuple(info.classes.index(name) for name in classes)
+    if info.input_shape[0] != input_shape[0]:
+        raise InputError(
+            f"members and data must agree on the channels, but {member.path} takes "
+            f"{info.input_shape[0]} and {whose} has {input_shape[0]}; "
+            "choose other data"
+        )
+    same = info.input_shape == input_shape
+    image_size = None if same else (input_shape[1], input_shape[2])
+    return replace(member, order=order, image_size=image_size)
 
 
 def save_member(path: Path, state: Mapping[str, Tensor], info: MemberInfo) -> Member:
@@ -204,28 +277,4 @@ def _refuse_foreign_code(path: Path, info: MemberInfo, consent: str | None) -> N
             f"code named by a file is not run unless you name it, too, but {path} asks "
             f"for {info.architecture}; if you trust it, add --architecture "
             f"{info.architecture}"
-        )
-
-
-def _refuse_other_data(path: Path, info: MemberInfo, data: ImageData) -> None:
-    if len(info.classes) != data.num_classes:
-        raise InputError(
-            f"members and data must have the same classes, but {path} has "
-            f"{len(info.classes)} and {data.name} has {data.num_classes}; "
-            "choose the data that the members were trained on"
-        )
-    if info.classes != data.classes:
-        odd = next(
-            (a, b) for a, b in zip(info.classes, data.classes, strict=True) if a != b
-        )
-        raise InputError(
-            f"members and data must name their classes alike, but {path} has "
-            f"{odd[0]!r} where {data.name} has {odd[1]!r}; "
-            "choose the data that the members were trained on"
-        )
-    if info.input_shape != data.input_shape:
-        raise InputError(
-            f"members and data must agree on the input, but {path} takes "
-            f"{info.input_shape} and {data.name} gives {data.input_shape} (channels, "
-            "height, width); set --image-size or choose other data"
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metaensemble.core.files import atomic_path
-from metaensemble.data import Augmentation, Normalization, Split, in_order
+from metaensemble.data import Augmentation, Split, in_order
 from metaensemble.teachers.ensemble import Ensemble
 from metaensemble.teachers.member import Member
 
@@ -21,21 +22,30 @@ BATCH = 500
 @torch.no_grad()
 def network_logits(
     network: nn.Module,
-    normalization: Normalization,
+    prepare: Callable[[Tensor], Tensor],
     split: Split,
     *,
     augmentation: Augmentation | None = None,
     draws: Tensor | None = None,
     device: str | torch.device = "cpu",
 ) -> Float[Tensor, "images classes"]:
-    """Return the logits of a network in eval mode for a whole split, in order."""
+    """Return the logits of a network in eval mode for a whole split, in order.
+
+    Args:
+        network: moved to `device`.
+        prepare: from bytes to what the network takes, such as its `Normalization`.
+        split: whose images.
+        augmentation: of the images.
+        draws: its randomness, a row per image.
+        device: where the network runs.
+    """
     network = network.to(device).eval()
     rows = []
     for indices in in_order(split, BATCH):
         images = split.batch(
             indices, augmentation, None if draws is None else draws[indices]
         )
-        rows.append(network(normalization(images.to(device))).float().cpu())
+        rows.append(network(prepare(images.to(device))).float().cpu())
     return torch.cat(rows)
 
 
@@ -114,12 +124,13 @@ class OutputCache:
             draws = augmentation.draws(len(split), seed, view)
         rows = network_logits(
             member.network(),
-            member.info.normalization,
+            member.prepare,
             split,
             augmentation=augmentation,
             draws=draws,
             device=self.device,
         )
+        rows = member.in_order(rows).contiguous()
         self.images_run += len(split)
         with atomic_path(path) as temporary, temporary.open("wb") as handle:
             np.save(handle, rows.numpy(), allow_pickle=False)
@@ -142,5 +153,7 @@ def _key(
         "seed": seed,
         "view": view,
     }
+    if member.order is not None:
+        parts["order"] = member.order
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]

@@ -41,12 +41,12 @@ from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, save_member
 from metaensemble.weightformer import Predictor
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.students import (
-    Student,
+from metaensemble.workflows.predicting import (
     predicted_student,
     refuse_unfit,
     sources_of,
 )
+from metaensemble.workflows.students import Student
 
 Pairs = Float64[Tensor, "ensembles ensembles"]
 """A number for each ordered pair of ensembles."""

@@ -22,14 +22,10 @@ from metaensemble.workflows.options import (
     RunOptions,
     Session,
 )
+from metaensemble.workflows.predicting import weightformer_student
 from metaensemble.workflows.registry import AnyMethod, MethodUnion
 from metaensemble.workflows.reporting import write_run
-from metaensemble.workflows.students import (
-    Student,
-    distil_student,
-    merge_student,
-    weightformer_student,
-)
+from metaensemble.workflows.students import Student, distil_student, merge_student
 
 Fallback = Literal["none", "best-member"]
 """What is shipped where the student is below the best member on validation."""

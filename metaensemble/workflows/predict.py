@@ -29,13 +29,12 @@ from metaensemble.workflows.options import (
     RunOptions,
     Session,
 )
-from metaensemble.workflows.students import (
-    Student,
+from metaensemble.workflows.predicting import (
     predicted_student,
     refuse_unfit,
     sources_of,
-    train,
 )
+from metaensemble.workflows.students import Student, train
 
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """What --step auto tries."""

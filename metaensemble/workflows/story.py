@@ -19,9 +19,10 @@ from metaensemble.weightformer import save_predictor
 from metaensemble.workflows.fuse import fuse_students
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.predict import learn_predictor
+from metaensemble.workflows.predicting import predicted_student, tune_student
 from metaensemble.workflows.registry import MethodUnion
 from metaensemble.workflows.reporting import report_student, save_student
-from metaensemble.workflows.students import Student, predicted_student, tune_student
+from metaensemble.workflows.students import Student
 from metaensemble.workflows.teach import Knowledge, teach_member, teach_members
 
 Regime = Literal["one-start", "independent"]

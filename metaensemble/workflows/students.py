@@ -1,18 +1,14 @@
-"""The steps from an ensemble to a student: merge, train, predict, tune."""
+"""The steps from an ensemble to a student: merge, train."""
 
-import copy
+import itertools
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
-from metaensemble.core.seeds import permutation, seeded
-from metaensemble.core.states import State
+from metaensemble.core.seeds import seeded
 from metaensemble.data import Augmentation, Normalization, Split, concatenate
 from metaensemble.engine import (
     TrainingBatches,
@@ -22,21 +18,11 @@ from metaensemble.engine import (
     steps_of,
 )
 from metaensemble.merging import Bench, BestMember, Judged, Merged, Merger
-from metaensemble.methods import (
-    KD,
-    Learner,
-    Reading,
-    Refinement,
-    Sources,
-    TrainedMethod,
-    WeightFormerMethod,
-    reading_for,
-)
+from metaensemble.methods import Distillation, Learner, Stage, Task, TrainedMethod
 from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
-from metaensemble.teachers import Ensemble, MemberInfo, save_member
+from metaensemble.teachers import Ensemble, MemberInfo
 from metaensemble.teachers.member import load_strictly
-from metaensemble.weightformer import Predictor
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.registry import make_method
 
@@ -53,6 +39,19 @@ class Student:
     stage: Literal["predicted", "tuned"] | None = None
     history: list[dict[str, float | int]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+
+    def after(self, earlier: "Student") -> "Student":
+        """Return this student with what the stages before it took added."""
+        images = earlier.train_images
+        later = [{**row, "images": images + row["images"]} for row in self.history]
+        return replace(
+            self,
+            train_seconds=earlier.train_seconds + self.train_seconds,
+            train_images=images + self.train_images,
+            teacher_images=earlier.teacher_images + self.teacher_images,
+            history=[*earlier.history, *later],
+            notes=(*earlier.notes, *self.notes),
+        )
 
 
 def distillation_images(session: Session) -> Split:
@@ -98,7 +97,7 @@ def distil_student(
     method: TrainedMethod,
     architecture: str | None = None,
 ) -> Student:
-    """Return the student that a method trains.
+    """Return the student that a method trains, in all its stages.
 
     Args:
         session: data, cache, log, seed.
@@ -112,34 +111,30 @@ def distil_student(
             architecture.
     """
     before = session.cache.images_asked
+    start = method.start if isinstance(method, Distillation) else "scratch"
     merged: Student | None = None
-    if isinstance(method, KD) and method.start not in ("best_member", "scratch"):
-        merged = _merged_start(session, ensemble, method.start, architecture)
-    info = merged.info if merged else ensemble.info
-    if architecture is not None and architecture != info.architecture:
-        info = info.model_copy(
-            update={
-                "architecture": architecture,
-                "normalization": session.data.normalization,
-            }
-        )
+    if start not in ("best_member", "scratch"):
+        merged = _merged_start(session, ensemble, start, architecture)
+    info = merged.info if merged else _student_info(session, ensemble, architecture)
     network = init_model(
         info.architecture, len(info.classes), info.input_shape, session.seed
     )
     if merged:
         network = merged.network
-    elif isinstance(method, KD) and method.start == "best_member":
+    elif start == "best_member":
         network = _best_start(session, ensemble, info, network)
-    with seeded(session.seed, "learner"):
-        learner = method.learner(network.to(session.device), ensemble)
-    student = train(session, ensemble, method, learner, info, method.name_, before)
-    if merged is None:
-        return student
-    return replace(
-        student,
-        train_seconds=merged.train_seconds + student.train_seconds,
-        notes=(*merged.notes, *student.notes),
-    )
+    task = Task(info.input_shape, distillation_images(session).labels)
+    stages = method.stages(network.to(session.device), ensemble, task)
+    student = merged or Student(network, info)
+    for count in itertools.count():
+        with seeded(session.seed, "learner", *([count] if count else [])):
+            stage = next(stages, None)
+        if stage is None:
+            break
+        trained = train_stage(session, ensemble, stage, student.info, before)
+        student = trained.after(student)
+        before = session.cache.images_asked
+    return student
 
 
 def train(
@@ -164,6 +159,23 @@ def train(
         teacher_images_before: the cache's count when the work began.
         audience: the ensemble that validation compares with; default: `ensemble`.
     """
+    stage = Stage(what, method, learner)
+    return train_stage(session, ensemble, stage, info, teacher_images_before, audience)
+
+
+def train_stage(
+    session: Session,
+    ensemble: Ensemble,
+    stage: Stage,
+    info: MemberInfo,
+    teacher_images_before: int,
+    audience: Ensemble | None = None,
+) -> Student:
+    """Fit a stage's learner on the distillation images and return what it exports.
+
+    A preparation's student is the untrained one, since there is none yet.
+    """
+    method, learner, what = stage.settings, stage.learner, stage.name
     images = distillation_images(session)
     batches = TrainingBatches(
         images,
@@ -174,6 +186,7 @@ def train(
         teachers=ensemble,
         cache=session.cache,
         views=method.views,
+        live=method.live,
         device=session.device,
     )
     audience = audience or ensemble
@@ -194,16 +207,20 @@ def train(
         seed=session.seed,
         log=session.log,
         what=what,
-        validate=validate,
+        validate=None if learner.preparation else validate,
         checkpoint=session.checkpoint(what),
     )
     batch = min(method.batch_size, len(images))
+    seen = fitted.steps * batch
+    asked = session.cache.images_asked - teacher_images_before
+    if stage.architecture is not None:
+        info = info.model_copy(update={"architecture": stage.architecture})
     return Student(
         exported(session, learner, info.normalization),
         info,
         train_seconds=fitted.seconds,
-        train_images=fitted.steps * batch,
-        teacher_images=session.cache.images_asked - teacher_images_before,
+        train_images=seen,
+        teacher_images=asked + (seen * len(ensemble) if method.live else 0),
         history=[{**row, "images": row["step"] * batch} for row in fitted.history],
     )
 
@@ -220,153 +237,20 @@ def exported(
     return network
 
 
-def weightformer_student(
-    session: Session, ensemble: Ensemble, method: WeightFormerMethod
-) -> tuple[Student, Student | None]:
-    """Train a generator for this fixed set of teachers, as in the paper's main table.
-
-    Returns:
-        The predicted student, and the tuned one if `method` tunes.
-    """
-    ensemble.one_architecture("WeightFormer's teachers must share one architecture")
-    info = ensemble.info
-    network = init_model(
-        info.architecture, len(info.classes), info.input_shape, session.seed
-    ).to(session.device)
-    before = session.cache.images_asked
-    with seeded(session.seed, "learner"):
-        learner = method.learner(network, ensemble, sources_of(session))
-    student = train(session, ensemble, method, learner, info, "weightformer", before)
-    predicted = replace(student, stage="predicted")
-    predicted = refined_student(session, ensemble, predicted, method.refine)
-    return predicted, tune_student(session, ensemble, predicted, method)
-
-
-def sources_of(session: Session) -> Sources:
-    """Return where a generator gets merges and images from."""
-
-    def merge(ensemble: Ensemble, name: str) -> State:
-        merger = make_method(name)
-        assert isinstance(merger, Merger)
-        return state_of(merge_student(session, ensemble, merger).network)
-
-    def images(ensemble: Ensemble, count: int) -> tuple[Tensor, Tensor]:
-        split = distillation_images(session)
-        chosen = permutation(len(split), session.seed, "evidence")[:count]
-        split = split.subset(chosen)
-        inputs = ensemble.info.normalization(split.batch(torch.arange(len(split))))
-        logits = session.cache.ensemble_logits(ensemble, split)
-        return inputs.to(session.device), ensemble.log_probs(logits).to(session.device)
-
-    return Sources(merge, images)
-
-
-def predicted_student(
-    session: Session,
-    ensemble: Ensemble,
-    predictor: Predictor,
-    *,
-    step: float = 1.0,
-    reading: Reading | None = None,
-) -> Student:
-    """Return the student that a predictor writes for these teachers.
-
-    Its batch-norm statistics are re-estimated on the session's images.
-
-    Args:
-        session: data, cache, device, seed.
-        ensemble: the teachers.
-        predictor: the generator.
-        step: how far to go from the reference (0) to the prediction (1).
-        reading: what the generator reads, if it is known; default: of `ensemble`.
-    """
-    refuse_unfit(ensemble, predictor)
-    read = reading or reading_for(predictor, ensemble, sources_of(session))
-    state = predictor.predict(read.states, read.base, read.evidence, step)
-    merged = Merged(state, ensemble.info)
-    network = network_of(session, merged, stale=True)
-    return Student(network, ensemble.info, stage="predicted")
-
-
-def refined_student(
-    session: Session, ensemble: Ensemble, student: Student, refinement: Refinement
-) -> Student:
-    """Return a predicted student merged with its teachers, to match their ensemble.
-
-    The student lends its weights like a teacher; the outputs to be matched are the
-    teachers' alone.
-
-    Args:
-        session: data, cache, log, seed.
-        ensemble: the teachers.
-        student: as predicted.
-        refinement: the merger's name; none returns the student.
-    """
-    if refinement == "none":
-        return student
-    merger = make_method(refinement)
-    assert isinstance(merger, Merger)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "predicted.safetensors"
-        joined = save_member(path, state_of(student.network), student.info)
-        silent = (len(ensemble),)
-        together = Ensemble((*ensemble.members, joined), ensemble.average, silent)
-        refined = merge_student(session, together, merger)
-    return replace(
-        student,
-        network=refined.network,
-        train_seconds=student.train_seconds + refined.train_seconds,
-        notes=(*student.notes, *refined.notes),
-    )
-
-
-def refuse_unfit(ensemble: Ensemble, predictor: Predictor) -> None:
-    """Refuse teachers that a predictor was not made for.
-
-    Raises:
-        InputError: another architecture, other classes, another input, or too many.
-    """
-    for member in ensemble.members:
-        for what, got, want in (
-            ("architecture", member.info.architecture, predictor.info.architecture),
-            ("classes", member.info.classes, predictor.info.classes),
-            ("input shape", member.info.input_shape, predictor.info.input_shape),
-        ):
-            if got != want:
-                raise InputError(
-                    f"teachers must have the predictor's {what}, but {member.path} has "
-                    f"{_brief(got)} and the predictor {_brief(want)}; "
-                    "choose other members, or train a predictor for these"
-                )
-
-
-def tune_student(
-    session: Session, ensemble: Ensemble, student: Student, method: WeightFormerMethod
-) -> Student | None:
-    """Distil the ensemble into a predicted student, starting from its weights."""
-    if not method.tune_epochs:
-        return None
-    kd = tuning_of(method)
-    before = session.cache.images_asked
-    learner = kd.learner(copy.deepcopy(student.network), ensemble)
-    tuned = train(session, ensemble, kd, learner, student.info, "tuning", before)
-    return replace(
-        tuned,
-        train_seconds=student.train_seconds + tuned.train_seconds,
-        train_images=student.train_images + tuned.train_images,
-        teacher_images=student.teacher_images + tuned.teacher_images,
-        stage="tuned",
-        notes=student.notes,
-    )
-
-
-def tuning_of(method: WeightFormerMethod) -> KD:
-    """Return the distillation that tunes a predicted student."""
-    return KD(
-        epochs=method.tune_epochs,
-        learning_rate=method.tune_learning_rate,
-        views=method.views,
-        selection="best",
+def _student_info(
+    session: Session, ensemble: Ensemble, architecture: str | None
+) -> MemberInfo:
+    """Return the record of a student of `architecture`, or of the first member's."""
+    data, first = session.data, ensemble.members[0]
+    info = first.info
+    fits = first.order is None and first.image_size is None
+    if fits and architecture in (None, info.architecture):
+        return info
+    return MemberInfo(
+        architecture=architecture or info.architecture,
+        classes=data.classes,
+        input_shape=data.input_shape,
+        normalization=data.normalization,
     )
 
 
@@ -379,6 +263,8 @@ def _best_start(
         for m in ensemble.members
         if m.info.architecture == info.architecture
         and m.info.normalization == info.normalization
+        and m.info.classes == info.classes
+        and m.info.input_shape == info.input_shape
     ]
     if not fitting:
         session.log.say("no member has the student's architecture: it starts fresh")
@@ -418,11 +304,6 @@ def network_of(session: Session, merged: Merged, stale: bool) -> nn.Module:
             network, info.normalization, session.data.train, 0, session.device
         )
     return network
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:

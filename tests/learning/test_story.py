@@ -12,9 +12,9 @@ from metaensemble.engine import RunLog
 from metaensemble.methods import WeightFormerMethod
 from metaensemble.report import Report, read_reports
 from metaensemble.workflows.options import RunOptions, open_session
+from metaensemble.workflows.predicting import weightformer_student
 from metaensemble.workflows.registry import METHODS
 from metaensemble.workflows.story import Regime, Story, teach_zoo, tell
-from metaensemble.workflows.students import weightformer_student
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)

@@ -28,7 +28,7 @@ from metaensemble.workflows.conditioning import (
 )
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.predict import best_step, learn_predictor
-from metaensemble.workflows.students import predicted_student, sources_of
+from metaensemble.workflows.predicting import predicted_student, sources_of
 
 NAME = "mlp,width=8"
 KEYS = {

@@ -25,15 +25,13 @@ from metaensemble.teachers import Ensemble, Member, load_ensemble
 from metaensemble.weightformer import load_predictor
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.predict import learn_predictor
-from metaensemble.workflows.registry import make_method
-from metaensemble.workflows.students import (
-    Student,
-    merge_student,
+from metaensemble.workflows.predicting import (
     refined_student,
     sources_of,
-    state_of,
     weightformer_student,
 )
+from metaensemble.workflows.registry import make_method
+from metaensemble.workflows.students import Student, merge_student, state_of
 
 NAME = "mlp,width=8"
 SMALL = {"width": 8, "heads": 2, "depth": 1, "epochs": 0.1, "batch_size": 16}

@@ -8,16 +8,12 @@ from metaensemble.core.errors import InputError
 from metaensemble.engine import RunLog
 from metaensemble.merging import Merger
 from metaensemble.methods import KD, WeightFormerMethod
-from metaensemble.methods.kd import Start
+from metaensemble.methods.distillation import Start
 from metaensemble.teachers import Ensemble
 from metaensemble.workflows.options import RunOptions, Session, open_session
+from metaensemble.workflows.predicting import tune_student, weightformer_student
 from metaensemble.workflows.registry import METHODS
-from metaensemble.workflows.students import (
-    distil_student,
-    distillation_images,
-    tune_student,
-    weightformer_student,
-)
+from metaensemble.workflows.students import distil_student, distillation_images
 
 TINY = WeightFormerMethod(
     width=8, heads=1, depth=1, epochs=1, batch_size=54, head="direct"
