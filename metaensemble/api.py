@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,8 @@ from metaensemble.metrics import Measured
 from metaensemble.report import Findings, Report
 from metaensemble.teachers import Average, Ensemble, Member
 from metaensemble.teachers import load_ensemble as load_members
-from metaensemble.workflows.fuse import fuse_and_find
+from metaensemble.teachers.member import class_order, fitted_to, prepared
+from metaensemble.workflows.fuse import Choices, fuse_and_find
 from metaensemble.workflows.options import RunOptions, open_session
 from metaensemble.workflows.registry import MethodUnion, make_method
 from metaensemble.workflows.reporting import report_student, save_student
@@ -36,12 +38,26 @@ class Fused:
     _ensemble: Ensemble
     _method: MethodUnion
     _found: Findings
+    _data: ImageData
 
     def save(self, path: Path | str) -> Member:
         """Write the network as a member file, whole or not at all, and return it."""
-        return save_student(
+        member = save_student(
             Path(path), self._ensemble, self._student, self._method, self._found
         )
+        data = self._data
+        return fitted_to(member, data.classes, data.input_shape, data.name)
+
+    def measured_on(self, split: Split) -> Measured:
+        """Return the figures of the network on a split of the data.
+
+        Its classes are matched by name, and images are resized for it, where it is a
+        member that has others than the data.
+        """
+        info, data = self._student.info, self._data
+        order = class_order(info.classes, data.classes, "the student", data.name)
+        prepare = partial(prepared, info=info)
+        return evaluate_network(self.network, prepare, split, order=order).measured
 
 
 def load_ensemble(
@@ -52,7 +68,7 @@ def load_ensemble(
     normalization: Normalization | None = None,
     average: Average = "probabilities",
 ) -> Ensemble:
-    """Return the ensemble of the members in files and folders.
+    """Return the ensemble of the members in files and folders; one is enough for KD.
 
     Args:
         paths: member files that metaensemble wrote, bare ``.safetensors``, ``.pt`` or
@@ -74,6 +90,7 @@ def load_ensemble(
         data=data,
         normalization=normalization,
         average=average,
+        at_least=1,
     )
 
 
@@ -83,6 +100,9 @@ def fuse(
     method: MethodUnion | str = "kd",
     *,
     student: str | None = None,
+    select: Literal["greedy"] | None = None,
+    teacher_weights: str | Sequence[float] = "equal",
+    calibrate: bool = False,
     fallback: Literal["best_member"] | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -97,6 +117,10 @@ def fuse(
         method: a method of `metaensemble.methods` or `metaensemble.merging`, or its
             name, which stands for its defaults.
         student: architecture of the student; default: that of the first member.
+        select: ``greedy`` first selects members on validation, with replacement.
+        teacher_weights: of the members' outputs: ``equal``, ``validation`` (those of
+            the smallest NLL there), or a number per member.
+        calibrate: fold a temperature, fitted on validation, into the student.
         fallback: ``best_member`` gives that member instead of a student that is below
             it on validation; the report says so.
         seed: of everything random.
@@ -105,35 +129,43 @@ def fuse(
         quiet: show no progress.
 
     Raises:
-        InputError: the method cannot work with these members or this student, or there
-            is no such fallback.
+        InputError: the method cannot work with these members, weights or this student,
+            or there is no such fallback or selection.
     """
+    if select not in (None, "greedy"):
+        raise InputError(
+            f"select must be None or 'greedy', but is {select!r}; choose one of them"
+        )
     if fallback not in (None, "best_member"):
         raise InputError(
             f"fallback must be None or 'best_member', but is {fallback!r}; "
             "choose one of them"
         )
     how = make_method(method) if isinstance(method, str) else method
+    choices = Choices(
+        student,
+        "none" if fallback is None else "best-member",
+        select or "none",
+        teacher_weights,
+        calibrate,
+    )
     options = RunOptions(seed=seed, device=device, cache=cache, quiet=quiet)
     with RunLog(quiet=quiet) as log:
         session = open_session(options, data, None, log)
-        made, found = fuse_and_find(
-            session,
-            ensemble,
-            how,
-            student,
-            "none" if fallback is None else "best-member",
-        )
+        made = fuse_and_find(session, ensemble.fitted_to(data), how, choices)
         report = report_student(
             session,
-            ensemble,
-            made,
+            made.ensemble,
+            made.student,
             command="metaensemble.fuse",
             method=how,
-            found=found,
+            found=made.found,
         )
-    network = made.network.eval()
-    return Fused(network, made.info.normalization, report, made, ensemble, how, found)
+    one = made.student
+    network, normalization = one.network.eval(), one.info.normalization
+    return Fused(
+        network, normalization, report, one, made.ensemble, how, made.found, data
+    )
 
 
 def evaluate(
@@ -149,14 +181,15 @@ def evaluate(
         normalization: of a bare network; the others bring their own.
     """
     if isinstance(model, Member):
-        network, normalization = model.network(), model.info.normalization
-    elif isinstance(model, Fused):
-        network, normalization = model.network, model.normalization
-    else:
-        network = model
+        network = model.network()
+        return evaluate_network(
+            network, model.prepare, split, order=model.order
+        ).measured
+    if isinstance(model, Fused):
+        return model.measured_on(split)
     if normalization is None:
         raise InputError(
             "a bare network must come with its input normalisation, but there is none; "
             "pass normalization=data.normalization, or that of its training"
         )
-    return evaluate_network(network, normalization, split).measured
+    return evaluate_network(model, normalization, split).measured

@@ -28,7 +28,9 @@ def run(arguments: Sequence[str]) -> None:
     )
     claim_output(config.out, overwrite=config.overwrite)
     data = config.load(unlabelled=config.unlabelled)
-    ensemble = config.load_members(config.members, data)
+    ensemble = config.load_members(
+        config.members, data, at_least=config.method.fewest_members
+    )
     extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
     with run_folder(config.out, config, overwrite=config.overwrite, extra=extra) as f:
         with RunLog(f / "log.jsonl", quiet=config.quiet) as log:
@@ -38,9 +40,8 @@ def run(arguments: Sequence[str]) -> None:
                 session,
                 ensemble,
                 config.method,
+                config.choices,
                 command=command_line("fuse", arguments),
-                student=config.student,
-                fallback=config.fallback,
                 final=config.out,
             )
     show([report], config.out)

@@ -8,6 +8,7 @@ from rich.table import Table
 from metaensemble.cli.parse import parse
 from metaensemble.core.config import Config
 from metaensemble.models import describe_architectures
+from metaensemble.workflows.methods_page import methods_page
 from metaensemble.workflows.registry import METHODS
 
 
@@ -19,11 +20,16 @@ class Methods(Config):
 
     architectures: bool = False
     """List the built-in architectures and their fields, too."""
+    markdown: bool = False
+    """Print the page of all methods, with losses and hyperparameters, instead."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse(Methods, arguments, "methods")
+    if options.markdown:
+        print(methods_page(), end="")
+        return
     console = Console()
     table = Table(title="methods")
     table.add_column("method", no_wrap=True)  # names are typed as they stand

@@ -19,6 +19,8 @@ class Method(Config):
     """Authors, year, arXiv number or venue."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What must be there: "one architecture", "labels", "one start", ..."""
+    fewest_members: ClassVar[int] = 2
+    """How many members there must be."""
     cost: ClassVar[str]
     """What it costs, in words: "no training", "one training", ..."""
 

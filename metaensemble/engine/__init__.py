@@ -4,10 +4,12 @@ from metaensemble.engine.batches import TrainingBatches
 from metaensemble.engine.evaluate import Evaluation, evaluate, prepare_statistics
 from metaensemble.engine.fit import Fitted, fit, steps_of
 from metaensemble.engine.log import RunLog
+from metaensemble.engine.perturbed import PerturbedBatches
 
 __all__ = [
     "Evaluation",
     "Fitted",
+    "PerturbedBatches",
     "RunLog",
     "TrainingBatches",
     "evaluate",

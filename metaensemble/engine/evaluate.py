@@ -1,6 +1,6 @@
 """Networks measured on a split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,24 @@ class Evaluation:
 
 def evaluate(
     network: nn.Module,
-    normalization: Normalization,
+    prepare: Callable[[Tensor], Tensor],
     split: Split,
     device: str | torch.device = "cpu",
+    order: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Return the evaluation of a network, in eval mode, on the plain images."""
-    logits = network_logits(network, normalization, split, device=device)
+    """Return the evaluation of a network, in eval mode, on the plain images.
+
+    Args:
+        network: moved to `device`.
+        prepare: from bytes to what the network takes, such as its `Normalization`.
+        split: whose images.
+        device: where the network runs.
+        order: which of its logits belongs to each class of the split; None for the
+            same order.
+    """
+    logits = network_logits(network, prepare, split, device=device)
+    if order is not None:
+        logits = logits[:, list(order)]
     log_probs = logits.log_softmax(-1)
     return Evaluation(log_probs, measure(log_probs, split.labels))
 

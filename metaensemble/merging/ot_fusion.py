@@ -156,3 +156,4 @@ def _refuse_other_inputs(members: Ensemble) -> None:
                 "members to be fused must share one input normalisation, but "
                 f"{member.path} and {first.path} differ in theirs; choose --method kd"
             )
+    members.refuse_matched("members to be fused must share one input normalisation")

@@ -1,5 +1,8 @@
 """Trained methods, one file each; the contract is in `contract`."""
 
+from metaensemble.methods.at import AT
+from metaensemble.methods.blockwise import Blockwise
+from metaensemble.methods.cc import CC
 from metaensemble.methods.contract import (
     Batch,
     Learner,
@@ -8,10 +11,23 @@ from metaensemble.methods.contract import (
     TrainedMethod,
     steps_of,
 )
+from metaensemble.methods.crd import CRD
 from metaensemble.methods.distillation import Distillation, LogitDistillation
+from metaensemble.methods.dkd import DKD
+from metaensemble.methods.ensemble_distribution import EnsembleDistribution
+from metaensemble.methods.fitnet import FitNet
+from metaensemble.methods.ft import FT
+from metaensemble.methods.irg import IRG
 from metaensemble.methods.kd import KD
+from metaensemble.methods.latent_ensemble import LatentEnsemble
+from metaensemble.methods.meal import Meal
+from metaensemble.methods.meal_v2 import MealV2
 from metaensemble.methods.reading import Reading, Sources, reading_for
+from metaensemble.methods.rkd import RKD
+from metaensemble.methods.sp import SP
+from metaensemble.methods.srm import Srm
 from metaensemble.methods.supervised import Supervised
+from metaensemble.methods.vid import VID
 from metaensemble.methods.weightformer import (
     GeneratorTraining,
     Refinement,
@@ -20,15 +36,31 @@ from metaensemble.methods.weightformer import (
 )
 
 __all__ = [
+    "AT",
+    "CC",
+    "CRD",
+    "DKD",
+    "FT",
+    "IRG",
     "KD",
+    "RKD",
+    "SP",
+    "VID",
     "Batch",
+    "Blockwise",
     "Distillation",
+    "EnsembleDistribution",
+    "FitNet",
     "GeneratorTraining",
+    "LatentEnsemble",
     "Learner",
     "LogitDistillation",
+    "Meal",
+    "MealV2",
     "Reading",
     "Refinement",
     "Sources",
+    "Srm",
     "Stage",
     "Supervised",
     "Task",

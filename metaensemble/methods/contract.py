@@ -87,6 +87,8 @@ class Task:
     """Of the student: channels, height, width."""
     labels: Int[Tensor, " images"]
     """Of all distillation images, by `Batch.indices`; -1 where unknown."""
+    architecture: str = ""
+    """Of the student; empty where it has no text."""
 
     def steps(self, method: "TrainedMethod") -> int:
         """Return how many steps a training with these settings has."""
@@ -105,11 +107,14 @@ class Stage:
     """What to fit."""
     architecture: str | None = None
     """Of what the learner exports; None for the student's."""
+    notes: tuple[str, ...] = ()
+    """What the report is to say of this training: sentences."""
 
 
 class TrainedMethod(Method):
     """A method that trains; the fields that all of them have."""
 
+    fewest_members: ClassVar[int] = 1
     live: ClassVar[bool] = False
     """Whether its learner runs the teachers itself, on `Batch.pixels`, because it needs
     more of them than their logits; no cached logits come with its batches then."""
@@ -144,6 +149,10 @@ class TrainedMethod(Method):
     def augments(self) -> bool:
         """Return whether images are augmented as the data says."""
         return True
+
+    def teachers_run(self, members: int) -> int:
+        """Return how many of the members each step runs itself."""
+        return members if self.live else 0
 
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> Learner:
         """Return the module to train.

@@ -96,6 +96,18 @@ class FeatureMethod(LogitDistillation):
         """
         raise NotImplementedError
 
+    def places(self, layout: Layout, default: int) -> tuple[int, ...]:
+        """Return which pairs of layers to match: those named by the user, else one.
+
+        Args:
+            layout: of the pairs.
+            default: position of the one; negative ones count from the last.
+        """
+        count = len(layout.student)
+        if self.student_layers or self.teacher_layers:
+            return tuple(range(count))
+        return (default % count,)
+
     def stages(
         self, student: nn.Module, teachers: Ensemble, task: Task
     ) -> Iterator[Stage]:
@@ -193,6 +205,29 @@ def layout_of(
         InputError: a named layer does not exist, or they are not as many; or a network
             has no inner features, or does not end in a linear layer.
     """
+    own, theirs = matched_taps(student, teacher, task, student_layers, teacher_layers)
+    return Layout(
+        own,
+        theirs,
+        penultimate(student, task.input_shape),
+        teacher.penultimate,
+        task.labels,
+    )
+
+
+def matched_taps(
+    student: nn.Module,
+    teacher: LiveTeacher,
+    task: Task,
+    student_layers: Sequence[str] = (),
+    teacher_layers: Sequence[str] = (),
+) -> tuple[tuple[Tap, ...], tuple[Tap, ...]]:
+    """Return which maps of a student and of a teacher belong together, in order.
+
+    Raises:
+        InputError: a named layer does not exist, or they are not as many; or a network
+            has no inner features.
+    """
     input_shape, shape = task.input_shape, teacher.member.info.input_shape
     own = named(student, input_shape, student_layers, "the student's")
     theirs = named(teacher.network, shape, teacher_layers, f"{teacher.member.path}'s")
@@ -207,23 +242,18 @@ def layout_of(
         pairs = pair_stages(own, theirs)
         own = tuple(own[i] for i, _ in pairs)
         theirs = tuple(theirs[j] for _, j in pairs)
-    return Layout(
-        own,
-        theirs,
-        penultimate(student, input_shape),
-        teacher.penultimate,
-        task.labels,
-    )
+    return own, theirs
 
 
 def to_one_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Return two maps, the larger averaged over windows to the smaller's size."""
     height = min(first.shape[2], second.shape[2])
     width = min(first.shape[3], second.shape[3])
-    return _pooled(first, height, width), _pooled(second, height, width)
+    return pooled(first, height, width), pooled(second, height, width)
 
 
-def _pooled(value: Tensor, height: int, width: int) -> Tensor:
+def pooled(value: Tensor, height: int, width: int) -> Tensor:
+    """Return a map averaged over windows to a size; itself if it has that size."""
     if value.shape[2:] == (height, width):
         return value
     return F.adaptive_avg_pool2d(value, (height, width))

@@ -60,7 +60,7 @@ class _KDLearner(StudentLearner):
             )
         else:
             targets = list((batch.teacher_logits / temperature).log_softmax(-1))
-            shares = self.teachers.shares
+            shares = self.teachers.shares if len(self.teachers) else _alike(targets)
         terms = [
             share * tempered_kl(target, logits, temperature, config.direction)
             for share, target in zip(shares, targets, strict=True)
@@ -70,3 +70,7 @@ class _KDLearner(StudentLearner):
             known = logits if batch.clean is None else self.student(batch.clean)
             losses["label"] = weight * label_loss(known, batch.labels)
         return losses
+
+
+def _alike(targets: list[Tensor]) -> tuple[float, ...]:
+    return (1 / len(targets),) * len(targets)

@@ -2,10 +2,16 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from metaensemble.methods.contract import Batch, StudentLearner, TrainedMethod
+from metaensemble.core.errors import InputError
+from metaensemble.methods.contract import (
+    Batch,
+    Perturbation,
+    StudentLearner,
+    TrainedMethod,
+)
 from metaensemble.methods.divergence import label_loss
 from metaensemble.teachers import Ensemble
 
@@ -24,6 +30,17 @@ class Supervised(TrainedMethod):
     """Mass moved from the label to all classes evenly."""
     selection: Literal["last", "best"] = "last"
     """Which state is kept: the last, or the best by NLL on the validation split."""
+
+    @field_validator("perturbation")
+    @classmethod
+    def _without_teachers(cls, perturbation: Perturbation) -> Perturbation:
+        if perturbation != "none":
+            raise InputError(
+                "images can be moved to where teachers differ only if there are "
+                f"teachers, but --perturbation is {perturbation} where networks are "
+                "trained on labels; leave it out"
+            )
+        return perturbation
 
     def learner(self, student: nn.Module, teachers: Ensemble | None) -> StudentLearner:
         """Return the learner; teachers are not used."""

@@ -88,6 +88,8 @@ Refinement = Literal["none", "learned_soup", "regression_merge"]
 class WeightFormerMethod(GeneratorTraining):
     """A generator for one fixed set of teachers, then tuning of what it predicts."""
 
+    fewest_members: ClassVar[int] = 2
+
     name: Literal["weightformer"] = "weightformer"
     """The method's name."""
     refine: Refinement = "none"

@@ -2,6 +2,7 @@
 
 Quality is measured on log-probabilities ``(batch, classes)`` and int64 labels
 ``(batch,)``. Every function returns a Python number; fractions are never percent.
+Only the uncertainty of predictions is a number per image.
 """
 
 from metaensemble.metrics.accuracy import accuracy, top_k
@@ -15,13 +16,21 @@ from metaensemble.metrics.diversity import disagreement
 from metaensemble.metrics.fidelity import agreement, kl_to
 from metaensemble.metrics.measure import Measured, measure
 from metaensemble.metrics.scores import brier, nll
+from metaensemble.metrics.uncertainty import (
+    Uncertainty,
+    dirichlet_uncertainty,
+    ensemble_uncertainty,
+)
 
 __all__ = [
     "Measured",
+    "Uncertainty",
     "accuracy",
     "agreement",
     "brier",
+    "dirichlet_uncertainty",
     "disagreement",
+    "ensemble_uncertainty",
     "expected_calibration_error",
     "fit_temperature",
     "kl_to",

@@ -24,8 +24,10 @@ from metaensemble.models.cifar_resnet import cifar_resnet
 from metaensemble.models.convnet import convnet
 from metaensemble.models.import_path import call_factory
 from metaensemble.models.mlp import mlp
+from metaensemble.models.mobilenet import mobilenet_v2
 from metaensemble.models.resnet import resnet
 from metaensemble.models.shapes import InputShape
+from metaensemble.models.slim import apply_slim, refuse_unfit
 from metaensemble.models.vgg import vgg
 from metaensemble.models.vit import vit
 from metaensemble.models.wide_resnet import wide_resnet
@@ -58,11 +60,15 @@ BUILTINS: dict[str, Callable[..., nn.Module]] = {
     "wrn28_5": partial(wide_resnet, 28, 5),
     "wrn28_10": partial(wide_resnet, 28, 10),
     "wrn40_2": partial(wide_resnet, 40, 2),
+    "mobilenet_v2": mobilenet_v2,
     "vit_small_32x32": partial(vit, patch=4, dim=192, depth=6, heads=3, mlp_dim=384),
     "vit_b_16": partial(vit, patch=16, dim=768, depth=12, heads=12, mlp_dim=3072),
     "vit_b_32": partial(vit, patch=32, dim=768, depth=12, heads=12, mlp_dim=3072),
 }
 """Name -> ``builder(classes, input_shape, *, fields...)``."""
+
+SLIM = "slim"
+"""The field that every architecture has; import paths', too."""
 
 
 class Architecture(Config):
@@ -76,7 +82,8 @@ class Architecture(Config):
     package.module:factory, found from the current folder."""
 
     fields: dict[str, Value] = Field(default_factory=dict)
-    """Keyword arguments of the network, such as width=2."""
+    """Keyword arguments of the network, such as width=2; and, last, slim=..., by which
+    layers of any network have fewer channels (see `metaensemble.models.slim`)."""
 
     @property
     def is_import_path(self) -> bool:
@@ -86,6 +93,16 @@ class Architecture(Config):
         only if this is false, or if the user named the same path himself.
         """
         return ":" in self.name
+
+    @property
+    def full(self) -> "Architecture":
+        """Return the architecture before it was slimmed."""
+        fields = {key: value for key, value in self.fields.items() if key != SLIM}
+        return Architecture(name=self.name, fields=fields)
+
+    def slimmed(self, text: str) -> "Architecture":
+        """Return the architecture with the field ``slim``, in place of its own."""
+        return Architecture(name=self.name, fields={**self.fields, SLIM: text})
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":
@@ -106,7 +123,7 @@ class Architecture(Config):
     @field_validator("fields")
     @classmethod
     def _in_order(cls, fields: dict[str, Value]) -> dict[str, Value]:
-        return dict(sorted(fields.items()))
+        return dict(sorted(fields.items(), key=lambda pair: (pair[0] == SLIM, pair[0])))
 
     @model_validator(mode="after")
     def _spellable(self) -> "Architecture":
@@ -155,6 +172,12 @@ def build(
             "the input shape must be (channels, height, width), each at least 1, "
             f"but is {tuple(input_shape)}; check the data"
         )
+    if SLIM in architecture.fields:
+        network = build(architecture.full, classes, input_shape)
+        text = str(architecture.fields[SLIM])
+        apply_slim(network, text)
+        refuse_unfit(network, input_shape, text)
+        return network
     if architecture.is_import_path:
         return call_factory(
             architecture.name, architecture.fields, classes, input_shape

@@ -48,6 +48,9 @@ def as_json(document: Report | Rows | Study) -> dict[str, Any]:
         for key in OPTIONAL:
             if row[key] is None or row[key] == []:
                 del row[key]
+        for teacher in row["teachers"]:
+            if teacher["weight"] is None:
+                del teacher["weight"]
     return value
 
 

@@ -46,6 +46,8 @@ class TeacherRow(Row):
     sha256: str
     architecture: str
     test: Measured
+    weight: float | None = None
+    """Of its outputs in the ensemble; left out where all weigh the same."""
 
 
 class StudentRow(Row):

@@ -69,6 +69,13 @@ def _on_test(report: Report) -> str:
     """Return one sentence on what the student is worth on test data."""
     name, recovered = report.method["name"], report.headroom.recovered
     members = len(report.teachers)
+    if members == 1 and name != "best_member":
+        own = report.student.test.accuracy
+        teacher = report.mean_teacher.test.accuracy
+        return (
+            f"{name} with one teacher: {100 * own:.1f}%, where the teacher has "
+            f"{100 * teacher:.1f}% ({100 * (own - teacher):+.1f} points)."
+        )
     if recovered is None:
         return (
             f"The ensemble of {members} is no better than its mean member, so there "

@@ -15,6 +15,12 @@ from metaensemble.teachers.member import (
     save_member,
 )
 from metaensemble.teachers.outputs import OutputCache
+from metaensemble.teachers.selection import (
+    Selection,
+    ensemble_nll,
+    greedy_selection,
+    simplex_weights,
+)
 
 __all__ = [
     "Average",
@@ -25,9 +31,13 @@ __all__ = [
     "Member",
     "MemberInfo",
     "OutputCache",
+    "Selection",
     "ensemble_log_probs",
+    "ensemble_nll",
+    "greedy_selection",
     "kinship",
     "load_ensemble",
     "load_member",
     "save_member",
+    "simplex_weights",
 ]

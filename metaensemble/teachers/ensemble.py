@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,7 +105,31 @@ class Ensemble:
                     f"{why} and one order of classes, but {member.path} and "
                     f"{first.path} differ in theirs; choose --method kd"
                 )
+        self.refuse_matched(why)
         return first.info.architecture
+
+    def refuse_matched(self, why: str) -> None:
+        """Refuse members whose inputs or outputs only match the data's by adapting.
+
+        Their weights cannot be merged in the data's terms.
+
+        Raises:
+            InputError: a member has another order of classes, or takes images of
+                another size; `why` opens the message.
+        """
+        for member in self.members:
+            if member.order is not None:
+                raise InputError(
+                    f"{why} and the data's order of classes, but {member.path} has "
+                    "them in another; choose --method kd"
+                )
+            if member.image_size is not None:
+                raise InputError(
+                    f"{why} and take the data's images as they are, but {member.path} "
+                    f"takes {_pixels(member.info.input_shape[1:])} and they are "
+                    f"{_pixels(member.image_size)}; choose --method kd, or data of "
+                    "that size (--image-size)"
+                )
 
     def states(self, why: str = "members must share one architecture") -> list[State]:
         """Read and return the members' tensors, which must agree in names and shapes.
@@ -147,6 +171,31 @@ class Ensemble:
             return self.weights
         return (1 / len(self),) * len(self)
 
+    def fitted_to(self, data: ImageData) -> "Ensemble":
+        """Return the ensemble with its members fitted to these images and classes.
+
+        Raises:
+            InputError: the classes or the channels are others.
+        """
+        members = tuple(
+            fitted_to(member, data.classes, data.input_shape, data.name)
+            for member in self.members
+        )
+        return replace(self, members=members)
+
+    def weighted(self, weights: Sequence[float]) -> "Ensemble":
+        """Return the ensemble with these weights; members of weight 0 leave it.
+
+        Args:
+            weights: of all members, not negative, not all 0, of any sum.
+        """
+        kept = [i for i, weight in enumerate(weights) if weight > 0]
+        chosen = self.subset(kept)
+        if len({weights[i] for i in kept}) == 1:
+            return replace(chosen, weights=None)
+        total = sum(weights[i] for i in kept)
+        return replace(chosen, weights=tuple(weights[i] / total for i in kept))
+
     def subset(self, indices: Sequence[int]) -> "Ensemble":
         """Return the ensemble of the chosen members, in that order."""
         silent = tuple(at for at, i in enumerate(indices) if i in self.silent)
@@ -156,6 +205,10 @@ class Ensemble:
             total = sum(self.weights[i] for i in indices)
             weights = tuple(self.weights[i] / total for i in indices)
         return Ensemble(chosen, self.average, silent, weights)
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} pixels"
 
 
 def member_paths(paths: Sequence[Path]) -> list[Path]:
@@ -218,7 +271,8 @@ def load_ensemble(
     files = member_paths([Path(path) for path in paths])
     if len(files) < at_least:
         raise InputError(
-            f"an ensemble must have at least {at_least} members, but got {len(files)}; "
+            f"an ensemble must have at least {at_least} "
+            f"member{'s' * (at_least > 1)}, but got {len(files)}; "
             "name more member files, or a folder of them"
         )
     members = tuple(

@@ -81,12 +81,7 @@ class Member:
         Args:
             images: (batch, channels, height, width), bytes or floats in [0, 1].
         """
-        if self.image_size is None:
-            return self.info.normalization(images)
-        pixels = images if images.is_floating_point() else images.float() / 255
-        size = self.info.input_shape[1:]
-        resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return self.info.normalization(resized)
+        return prepared(images, self.info)
 
     def in_order(self, logits: Tensor) -> Tensor:
         """Return logits (..., classes) in the data's order of classes."""
@@ -97,6 +92,23 @@ class Member:
         network = build_from(self.info)
         load_strictly(network, self.state(), str(self.path), self.info.architecture)
         return network.eval()
+
+
+def prepared(images: Tensor, info: MemberInfo) -> Tensor:
+    """Return images as the network of `info` takes them: resized, normalised.
+
+    Resized bilinearly, with antialiasing, where their height or width is another.
+
+    Args:
+        images: (batch, channels, height, width), bytes or floats in [0, 1].
+        info: of the network.
+    """
+    size = info.input_shape[1:]
+    if images.shape[2:] == size:
+        return info.normalization(images)
+    pixels = images if images.is_floating_point() else images.float() / 255
+    resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return info.normalization(resized)
 
 
 def build_from(info: MemberInfo) -> nn.Module:
@@ -170,23 +182,7 @@ def fitted_to(
         InputError: the classes or the channels are others.
     """
     info = member.info
-    order = None
-    if info.classes != classes:
-        if sorted(info.classes) != sorted(classes):
-            if len(info.classes) != len(classes):
-                raise InputError(
-                    f"members and data must have the same classes, but {member.path} "
-                    f"has {len(info.classes)} and {whose} has {len(classes)}; "
-                    "choose the data that the members were trained on"
-                )
-            odd = next(name for name in info.classes if name not in classes)
-            lacking = next(name for name in classes if name not in info.classes)
-            raise InputError(
-                f"members and data must name their classes alike, but {member.path} "
-                f"has {odd!r}, which {whose} has not, and lacks {lacking!r}; "
-                "choose the data that the members were trained on"
-            )
-        order = tuple(info.classes.index(name) for name in classes)
+    order = class_order(info.classes, classes, str(member.path), whose)
     if info.input_shape[0] != input_shape[0]:
         raise InputError(
             f"members and data must agree on the channels, but {member.path} takes "
@@ -196,6 +192,47 @@ def fitted_to(
     same = info.input_shape == input_shape
     image_size = None if same else (input_shape[1], input_shape[2])
     return replace(member, order=order, image_size=image_size)
+
+
+def class_order(
+    own: tuple[str, ...], wanted: tuple[str, ...], who: str, whose: str
+) -> tuple[int, ...] | None:
+    """Return the place among `own` classes of each wanted one; None if all the same.
+
+    Args:
+        own: class names in the order of a network's logits.
+        wanted: the same names, in the order wanted.
+        who: has the former, for messages.
+        whose: the latter are, for messages.
+
+    Raises:
+        InputError: they are not the same names.
+    """
+    if own == wanted:
+        return None
+    if len(own) != len(wanted):
+        raise InputError(
+            f"members and data must have the same classes, but {who} has {len(own)} "
+            f"and {whose} has {len(wanted)}; "
+            "choose the data that the members were trained on"
+        )
+    for names, holder in ((own, who), (wanted, whose)):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(
+                f"classes must have different names to be matched by them, but "
+                f"{holder} has {twice!r} twice; "
+                "choose the data that the members were trained on"
+            )
+    if set(own) != set(wanted):
+        odd = next(name for name in own if name not in wanted)
+        lacking = next(name for name in wanted if name not in own)
+        raise InputError(
+            f"members and data must name their classes alike, but {who} "
+            f"has {odd!r}, which {whose} has not, and lacks {lacking!r}; "
+            "choose the data that the members were trained on"
+        )
+    return tuple(own.index(name) for name in wanted)
 
 
 def save_member(path: Path, state: Mapping[str, Tensor], info: MemberInfo) -> Member:
@@ -272,7 +309,7 @@ def _refuse_foreign_code(path: Path, info: MemberInfo, consent: str | None) -> N
     named = Architecture.parse(info.architecture)
     if not named.is_import_path:
         return
-    if consent is None or Architecture.parse(consent) != named:
+    if consent is None or Architecture.parse(consent).full != named.full:
         raise InputError(
             f"code named by a file is not run unless you name it, too, but {path} asks "
             f"for {info.architecture}; if you trust it, add --architecture "

@@ -1,6 +1,6 @@
 """N trained models in, one student out, by any method."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,12 +8,11 @@ from pydantic import Field
 from rich.markup import escape
 
 from metaensemble.core.errors import InputError
-from metaensemble.engine import evaluate
 from metaensemble.merging import BestMember, Merger
 from metaensemble.methods import WeightFormerMethod
 from metaensemble.models import Architecture, build
 from metaensemble.report import AgainstBest, Diagnosis, Findings, Report
-from metaensemble.teachers import Ensemble
+from metaensemble.teachers import Ensemble, MemberInfo
 from metaensemble.workflows.barrier import barrier_after
 from metaensemble.workflows.diagnosis import against_best, diagnose, misfit
 from metaensemble.workflows.options import (
@@ -25,17 +24,45 @@ from metaensemble.workflows.options import (
 from metaensemble.workflows.predicting import weightformer_student
 from metaensemble.workflows.registry import AnyMethod, MethodUnion
 from metaensemble.workflows.reporting import write_run
-from metaensemble.workflows.students import Student, distil_student, merge_student
+from metaensemble.workflows.students import (
+    Student,
+    distil_student,
+    evaluate_on,
+    merge_student,
+    student_info,
+)
+from metaensemble.workflows.temperature import calibrated, refuse_without_head
+from metaensemble.workflows.weighting import (
+    Select,
+    Weights,
+    parse_weights,
+    refuse_too_few,
+    weighed,
+)
 
 Fallback = Literal["none", "best-member"]
 """What is shipped where the student is below the best member on validation."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user chooses beside members, data and method; see `FuseOptions`."""
+
+    student: str | None = None
+    fallback: Fallback = "none"
+    select: Select = "none"
+    teacher_weights: Weights = "equal"
+    calibrate: bool = False
+
+
+NO_CHOICES = Choices()
 
 
 class FuseOptions(RunOptions, MemberOptions, DataOptions):
     """Make one model of N trained ones."""
 
     members: tuple[Path, ...]
-    """Member files, or folders of them."""
+    """Member files, or folders of them. Methods that train take a single one, too."""
     out: Path
     """The run: a folder that appears whole or not at all."""
     student: str | None = None
@@ -43,11 +70,31 @@ class FuseOptions(RunOptions, MemberOptions, DataOptions):
     the first member."""
     unlabelled: bool = False
     """Distil also on the training images that --limit-train leaves out, unlabelled."""
+    select: Select = "none"
+    """greedy: first select members on validation, with replacement, as long as the
+    ensemble's NLL falls (Caruana et al. 2004); how often one was taken weighs its
+    outputs."""
+    teacher_weights: str = "equal"
+    """How much each member's outputs weigh: equal, validation (the weights of the
+    smallest NLL there), or numbers such as 0.5,0.3,0.2 in the members' order."""
+    calibrate: bool = False
+    """Fit a temperature on validation and fold it into the student's last layer."""
     fallback: Fallback = "none"
     """best-member: where the student is below the best member on validation, the run
     holds that member instead, and says so."""
     overwrite: bool = False
     """Replace the run if it exists."""
+
+    @property
+    def choices(self) -> Choices:
+        """Return what is chosen beside members, data and method."""
+        return Choices(
+            self.student,
+            self.fallback,
+            self.select,
+            self.teacher_weights,
+            self.calibrate,
+        )
 
 
 class FuseConfig(FuseOptions):
@@ -55,6 +102,18 @@ class FuseConfig(FuseOptions):
 
     method: AnyMethod = Field(discriminator="name")
     """How."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What came of members, a method and a user's choices."""
+
+    student: Student
+    """The one to ship, which with a fallback may be the best member."""
+    ensemble: Ensemble
+    """The members that it was made of, as selected and weighed."""
+    found: Findings
+    """What was found out beside it."""
 
 
 def fuse_students(
@@ -81,31 +140,46 @@ def fuse_students(
 
 def fuse_and_find(
     session: Session,
-    ensemble: Ensemble,
+    given: Ensemble,
     method: MethodUnion,
-    student: str | None = None,
-    fallback: Fallback = "none",
-) -> tuple[Student, Findings]:
-    """Diagnose the members, fuse them, compare with the best one on validation.
+    choices: Choices = NO_CHOICES,
+) -> Fusion:
+    """Select, weigh and diagnose members, fuse them, compare with the best one.
 
-    Returns:
-        The student to ship, which with a fallback may be the best member, and what was
-        found out beside it.
+    Comparison is on validation, with all members that were given. Where selection
+    leaves one member to a method that merges several, that member is the student.
 
     Raises:
-        InputError: the method cannot work with these members or this student.
+        InputError: the method cannot work with these members or this student, or the
+            weights are none.
     """
-    refuse_unsuited(ensemble, method, student)
+    refuse_too_few(given, method.name, method.fewest_members)
+    refuse_unsuited(given, method, choices.student)
+    parse_weights(choices.teacher_weights, len(given))
+    if choices.calibrate:
+        refuse_without_head(_expected(session, given, method, choices.student))
+    chosen = weighed(session, given, choices.select, choices.teacher_weights)
+    ensemble, notes = chosen.ensemble, chosen.notes
+    for note in notes:
+        session.log.say(escape(note))
     diagnosis = diagnose(session, ensemble) if len(ensemble) > 1 else None
     if diagnosis is not None:
         tell(session, diagnosis, misfit(diagnosis, method))
-    made = fuse_students(session, ensemble, method, student)[-1]
+    how = method
+    if len(ensemble) < method.fewest_members:
+        how = BestMember()
+        notes = (*notes, f"one member is left for {method.name}: it is the student")
+    made = fuse_students(session, ensemble, how, choices.student)[-1]
+    images = made.teacher_images + chosen.teacher_images
+    made = replace(made, teacher_images=images)
+    if choices.calibrate:
+        made = calibrated(session, made)
     against = None
     if not isinstance(method, BestMember):
-        made, against = _compared(session, ensemble, made, fallback)
-    barrier, notes = barrier_after(session, ensemble, method)
-    found = Findings(diagnosis, barrier, against, notes)
-    return made, found
+        made, against = _compared(session, given, made, choices)
+    barrier, more = barrier_after(session, ensemble, method)
+    found = Findings(diagnosis, barrier, against, (*notes, *more))
+    return Fusion(made, ensemble, found)
 
 
 def tell(session: Session, diagnosis: Diagnosis, warning: str | None = None) -> None:
@@ -120,23 +194,22 @@ def fuse_into(
     session: Session,
     ensemble: Ensemble,
     method: MethodUnion,
+    choices: Choices = NO_CHOICES,
     *,
     command: str,
-    student: str | None = None,
-    fallback: Fallback = "none",
     final: Path,
 ) -> Report:
     """Fuse, and write the run's files into `folder`; return the student's report."""
-    made, found = fuse_and_find(session, ensemble, method, student, fallback)
+    made = fuse_and_find(session, ensemble, method, choices)
     report = write_run(
         folder,
         session,
-        ensemble,
-        made,
+        made.ensemble,
+        made.student,
         command=command,
         method=method,
         final=final,
-        found=found,
+        found=made.found,
     )
     session.clear_checkpoints()
     return report
@@ -171,16 +244,29 @@ def _canonical(student: str | None) -> str | None:
     return None if student is None else str(Architecture.parse(student))
 
 
+def _expected(
+    session: Session, ensemble: Ensemble, method: MethodUnion, student: str | None
+) -> MemberInfo:
+    """Return the record that the student will have, as far as it is known."""
+    if isinstance(method, Merger | WeightFormerMethod):
+        return ensemble.info
+    return student_info(session, ensemble, _canonical(student))
+
+
 def _compared(
-    session: Session, ensemble: Ensemble, made: Student, fallback: Fallback
+    session: Session, given: Ensemble, made: Student, choices: Choices
 ) -> tuple[Student, AgainstBest]:
     """Return what to ship, and the student made beside the best member."""
-    split, device = session.data.validation, session.device
-    on_validation = evaluate(made.network, made.info.normalization, split, device)
-    against, best = against_best(session, ensemble, on_validation.log_probs)
-    if not against.worse or fallback == "none":
+    split = session.data.validation
+    on_validation = evaluate_on(session, made.network, made.info, split)
+    against, best = against_best(session, given, on_validation.log_probs)
+    if not against.worse or choices.fallback == "none":
         return made, against
-    member = ensemble.members[best]
-    network = member.network().to(device)
-    shipped = replace(made, network=network, info=member.info, stage=None)
+    member = given.members[best]
+    network = member.network().to(session.device)
+    shipped = replace(
+        made, network=network, info=member.info, stage=None, temperature=None
+    )
+    if choices.calibrate:
+        shipped = calibrated(session, shipped)
     return shipped, against.model_copy(update={"fallback": True})

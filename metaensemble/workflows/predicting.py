@@ -125,7 +125,9 @@ def refined_student(
         path = Path(folder) / "predicted.safetensors"
         joined = save_member(path, state_of(student.network), student.info)
         silent = (len(ensemble),)
-        together = Ensemble((*ensemble.members, joined), ensemble.average, silent)
+        weights = None if ensemble.weights is None else (*ensemble.weights, 0.0)
+        members = (*ensemble.members, joined)
+        together = Ensemble(members, ensemble.average, silent, weights)
         refined = merge_student(session, together, merger)
     return replace(
         student,

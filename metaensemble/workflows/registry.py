@@ -20,7 +20,26 @@ from metaensemble.merging import (
     Repair,
     Soup,
 )
-from metaensemble.methods import KD, WeightFormerMethod
+from metaensemble.methods import (
+    AT,
+    CC,
+    CRD,
+    DKD,
+    FT,
+    IRG,
+    KD,
+    RKD,
+    SP,
+    VID,
+    Blockwise,
+    EnsembleDistribution,
+    FitNet,
+    LatentEnsemble,
+    Meal,
+    MealV2,
+    Srm,
+    WeightFormerMethod,
+)
 
 MethodUnion = (
     BestMember
@@ -32,6 +51,22 @@ MethodUnion = (
     | RegressionMerge
     | OtFusion
     | KD
+    | DKD
+    | FitNet
+    | AT
+    | SP
+    | CC
+    | RKD
+    | VID
+    | FT
+    | IRG
+    | CRD
+    | LatentEnsemble
+    | Meal
+    | MealV2
+    | Srm
+    | Blockwise
+    | EnsembleDistribution
     | WeightFormerMethod
 )
 AnyMethod = Annotated[MethodUnion, Field(discriminator="name")]

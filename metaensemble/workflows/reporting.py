@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from metaensemble.core.files import sha256_of
 from metaensemble.core.method import Method
 from metaensemble.data import ImageData
-from metaensemble.engine import evaluate
 from metaensemble.metrics import (
     agreement,
     disagreement,
@@ -42,7 +41,7 @@ from metaensemble.report.verdict import verdict
 from metaensemble.teachers import Ensemble, Kinship, Member, save_member
 from metaensemble.workflows.diagnosis import kinship_of
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.students import Student, state_of
+from metaensemble.workflows.students import Student, evaluate_on, state_of
 
 STUDENT_FILE = "student.safetensors"
 NOTHING_FOUND = Findings()
@@ -74,9 +73,8 @@ def report_student(
     logits = session.cache.ensemble_logits(ensemble, data.test)
     members = [measure(rows.log_softmax(-1), labels) for rows in logits]
     together = ensemble.log_probs(logits)
-    normalization = student.info.normalization
-    on_test = evaluate(student.network, normalization, data.test, device)
-    on_validation = evaluate(student.network, normalization, data.validation, device)
+    on_test = evaluate_on(session, student.network, student.info, data.test)
+    on_validation = evaluate_on(session, student.network, student.info, data.validation)
     mean, whole = mean_measured(members), measure(together, labels)
     diagnosis = found.diagnosis
     kin = kinship_of(ensemble) if diagnosis is None else diagnosis.kinship
@@ -92,8 +90,11 @@ def report_student(
                 sha256=member.sha256,
                 architecture=member.info.architecture,
                 test=measured,
+                weight=None if ensemble.weights is None else weight,
             )
-            for member, measured in zip(ensemble.members, members, strict=True)
+            for member, measured, weight in zip(
+                ensemble.members, members, ensemble.shares, strict=True
+            )
         ],
         mean_teacher=TestRow(test=mean),
         best_teacher=TestRow(test=max(members, key=lambda m: (m.accuracy, -m.nll))),
@@ -116,7 +117,12 @@ def report_student(
             *student.notes,
             *(diagnosis.notes if diagnosis else []),
             *found.notes,
-            f"members disagree on {100 * split:.1f} % of the test images",
+            *_matching_notes(data, ensemble, student),
+            *(
+                [f"members disagree on {100 * split:.1f} % of the test images"]
+                if len(ensemble) > 1
+                else []
+            ),
             *([_kin_note(kin)] if kin else []),
         ],
         reliability=ReliabilityPair(
@@ -180,6 +186,10 @@ def save_student(
         "teachers": [member.sha256 for member in ensemble.members],
     }
     against = found.against_best
+    if ensemble.weights is not None:
+        training["teacher_weights"] = list(ensemble.weights)
+    if student.temperature is not None:
+        training["temperature"] = student.temperature
     if against is not None and against.fallback:
         training["fallback"] = against.sha256
     info = student.info.model_copy(
@@ -211,7 +221,8 @@ def _cost(session: Session, ensemble: Ensemble, student: Student) -> Cost:
     together = 0.0
     for member in ensemble.members:  # one in memory at a time
         network = member.network().to(session.device)
-        together += latency_of(network, example)
+        theirs = torch.zeros(1, *member.info.input_shape, device=session.device)
+        together += latency_of(network, theirs)
     return Cost(
         parameters=parameters(student.network),
         macs=macs(student.network, shape),
@@ -222,6 +233,36 @@ def _cost(session: Session, ensemble: Ensemble, student: Student) -> Cost:
         ensemble_latency_ms=together,
         peak_memory_mb=peak_memory_mb(),
     )
+
+
+def _matching_notes(data: ImageData, ensemble: Ensemble, student: Student) -> list[str]:
+    """Return what was matched between the data and the networks, a fact each."""
+    notes = []
+    turned = [m.name for m in ensemble.members if m.order is not None]
+    if turned:
+        notes.append(
+            f"classes of {', '.join(turned)} are in another order than those of "
+            f"{data.name}; they are matched by name"
+        )
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for member in ensemble.members:
+        if member.image_size is not None:
+            sizes.setdefault(member.info.input_shape[1:], []).append(member.name)
+    for size, names in sizes.items():
+        notes.append(
+            f"images of {_pixels(data.input_shape[1:])} are resized to "
+            f"{_pixels(size)} for {', '.join(names)}"
+        )
+    if student.info.classes != data.classes:
+        notes.append(f"the student's classes are in another order than {data.name}'s")
+    if student.info.input_shape != data.input_shape:
+        size = _pixels(student.info.input_shape[1:])
+        notes.append(f"the student takes images of {size}")
+    return notes
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} pixels"
 
 
 def _shown(path: Path, folder: Path | None) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import seeded
 from metaensemble.data import Augmentation, Normalization, Split, concatenate
 from metaensemble.engine import (
+    Evaluation,
+    PerturbedBatches,
     TrainingBatches,
     evaluate,
     fit,
@@ -22,7 +25,7 @@ from metaensemble.methods import Distillation, Learner, Stage, Task, TrainedMeth
 from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, MemberInfo
-from metaensemble.teachers.member import load_strictly
+from metaensemble.teachers.member import class_order, load_strictly, prepared
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.registry import make_method
 
@@ -39,6 +42,8 @@ class Student:
     stage: Literal["predicted", "tuned"] | None = None
     history: list[dict[str, float | int]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    temperature: float | None = None
+    """By which its logits were divided once it was made; None where they were not."""
 
     def after(self, earlier: "Student") -> "Student":
         """Return this student with what the stages before it took added."""
@@ -52,6 +57,19 @@ class Student:
             history=[*earlier.history, *later],
             notes=(*earlier.notes, *self.notes),
         )
+
+
+def evaluate_on(
+    session: Session, network: nn.Module, info: MemberInfo, split: Split
+) -> Evaluation:
+    """Return the evaluation of a network on a split of the session's data.
+
+    Its classes are matched to the data's by name, and images are resized for it.
+    """
+    wanted, whose = session.data.classes, session.data.name
+    order = class_order(info.classes, wanted, "the student", whose)
+    prepare = partial(prepared, info=info)
+    return evaluate(network, prepare, split, session.device, order)
 
 
 def distillation_images(session: Session) -> Split:
@@ -77,7 +95,7 @@ def bench_of(session: Session, ensemble: Ensemble, method: Merger) -> Bench:
 
     def judge(merged: Merged) -> Judged:
         network = network_of(session, merged, method.stale_statistics)
-        result = evaluate(network, merged.info.normalization, split, session.device)
+        result = evaluate_on(session, network, merged.info, split)
         target = ensemble.log_probs(session.cache.ensemble_logits(ensemble, split))
         return Judged(result.measured, kl_to(target, result.log_probs))
 
@@ -115,7 +133,7 @@ def distil_student(
     merged: Student | None = None
     if start not in ("best_member", "scratch"):
         merged = _merged_start(session, ensemble, start, architecture)
-    info = merged.info if merged else _student_info(session, ensemble, architecture)
+    info = merged.info if merged else student_info(session, ensemble, architecture)
     network = init_model(
         info.architecture, len(info.classes), info.input_shape, session.seed
     )
@@ -123,7 +141,8 @@ def distil_student(
         network = merged.network
     elif start == "best_member":
         network = _best_start(session, ensemble, info, network)
-    task = Task(info.input_shape, distillation_images(session).labels)
+    labels = distillation_images(session).labels
+    task = Task(info.input_shape, labels, info.architecture)
     stages = method.stages(network.to(session.device), ensemble, task)
     student = merged or Student(network, info)
     for count in itertools.count():
@@ -177,6 +196,7 @@ def train_stage(
     """
     method, learner, what = stage.settings, stage.learner, stage.name
     images = distillation_images(session)
+    moves = method.perturbation != "none" and not learner.preparation
     batches = TrainingBatches(
         images,
         session.data.augmentation if method.augments else Augmentation(),
@@ -186,23 +206,29 @@ def train_stage(
         teachers=ensemble,
         cache=session.cache,
         views=method.views,
-        live=method.live,
+        live=method.live or moves,
         device=session.device,
     )
+    source, passes = batches, method.teachers_run(len(ensemble))
+    if moves:
+        source = PerturbedBatches(
+            batches, method.perturbation, learner, ensemble, logits=not method.live
+        )
+        passes += source.teacher_passes
     audience = audience or ensemble
     split = session.data.validation
     target = audience.log_probs(session.cache.ensemble_logits(audience, split))
 
     def validate(learner: Learner) -> dict[str, float]:
         network = exported(session, learner, info.normalization)
-        result = evaluate(network, info.normalization, split, session.device)
+        result = evaluate_on(session, network, info, split)
         return result.figures(target)
 
     batches.run_teachers(steps_of(method, batches.steps_per_epoch), session.log)
     fitted = fit(
         learner,
         method,
-        batches,
+        source,
         batches.steps_per_epoch,
         seed=session.seed,
         log=session.log,
@@ -220,8 +246,9 @@ def train_stage(
         info,
         train_seconds=fitted.seconds,
         train_images=seen,
-        teacher_images=asked + (seen * len(ensemble) if method.live else 0),
+        teacher_images=asked + seen * passes,
         history=[{**row, "images": row["step"] * batch} for row in fitted.history],
+        notes=stage.notes,
     )
 
 
@@ -237,10 +264,13 @@ def exported(
     return network
 
 
-def _student_info(
+def student_info(
     session: Session, ensemble: Ensemble, architecture: str | None
 ) -> MemberInfo:
-    """Return the record of a student of `architecture`, or of the first member's."""
+    """Return the record of a student of `architecture`, or of the first member's.
+
+    Its classes and images are the data's.
+    """
     data, first = session.data, ensemble.members[0]
     info = first.info
     fits = first.order is None and first.image_size is None
@@ -269,7 +299,7 @@ def _best_start(
     if not fitting:
         session.log.say("no member has the student's architecture: it starts fresh")
         return fresh
-    candidates = Ensemble(tuple(fitting), ensemble.average)
+    candidates = ensemble.subset([ensemble.members.index(m) for m in fitting])
     return merge_student(session, candidates, BestMember()).network
 
 

@@ -14,7 +14,13 @@ from metaensemble.data import UNKNOWN, Split
 from metaensemble.engine import TrainingBatches, evaluate, fit
 from metaensemble.methods import Learner, Supervised
 from metaensemble.models import Architecture, init_model
-from metaensemble.teachers import Member, MemberInfo, load_member, save_member
+from metaensemble.teachers import (
+    Ensemble,
+    Member,
+    MemberInfo,
+    load_member,
+    save_member,
+)
 from metaensemble.teachers.member import load_strictly, start_of
 from metaensemble.workflows.options import DataOptions, RunOptions, Session
 from metaensemble.workflows.students import state_of
@@ -240,5 +246,6 @@ def _initial(session: Session, architecture: str, start: Member | None) -> nn.Mo
             f"{start.info.architecture} and --architecture {architecture}; "
             "give one of that architecture"
         )
+    Ensemble((start,)).refuse_matched("--start must be of the architecture to teach")
     load_strictly(network, start.state(), str(start.path), architecture)
     return network

@@ -33,6 +33,12 @@ def bad(make_member, zoo: Path, shared: Path, digits) -> Path:
     save_state(folder / "bare.safetensors", state, {})
     renamed = info.model_copy(update={"classes": tuple("abcdefghij")})
     save_member(folder / "renamed.safetensors", state, renamed)
+    turned = info.model_copy(update={"classes": tuple("9876543210")})
+    save_member(folder / "turned.safetensors", state, turned)
+    tall = info.model_copy(update={"input_shape": (1, 16, 4)})
+    for seed in (0, 1):
+        other = make_member(folder / f"large{seed}.safetensors", 5 + seed, start=good)
+        save_member(other.path, other.state(), tall)
     few = MemberInfo(
         architecture="mlp,width=8",
         classes=("0", "1", "2"),
@@ -49,8 +55,7 @@ def bad(make_member, zoo: Path, shared: Path, digits) -> Path:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ("", "must have at least 2 members, but got 0; name more member files"),
-        ("good.safetensors", "must have at least 2 members, but got 1; name more"),
+        ("", "must have at least [12] members?, but got 0; name more member files"),
         ("good.safetensors lost.safetensors", r"lost.* does not exist; make members"),
         ("none", "must hold .safetensors, .pt or .pth files, but .*none holds none; "),
         ("good.safetensors good.safetensors", "different files, but .* named twice; "),
@@ -61,7 +66,10 @@ def bad(make_member, zoo: Path, shared: Path, digits) -> Path:
         ("good.safetensors text.pt", "must be a state dict that loads without exec"),
         ("good.safetensors nan.safetensors", "NaN or infinity in 'fc.bias'; leave"),
         ("three0.safetensors three1.safetensors", "has 3 and digits has 10; choose"),
-        ("good.safetensors renamed.safetensors", "has 'a' where digits has '0'; "),
+        (
+            "good.safetensors renamed.safetensors",
+            "has 'a', which digits has not, and lacks '0'; ch",
+        ),
         ("good.safetensors bare.safetensors", "is wrong .*; make it again"),
     ],
 )
@@ -72,9 +80,42 @@ def test_members(refused, bad, command, members, message):
     refused(f"{command} {paths} {DIGITS} {rest}", message)
 
 
+@pytest.mark.parametrize("method", ["soup", "best_member", "weightformer"])
+def test_a_single_member_for_a_method_of_several(refused, bad, method):
+    refused(
+        f"fuse {bad / 'good.safetensors'} {DIGITS} --method {method} --out run",
+        "must have at least 2 members, but got 1; name more member files",
+    )
+
+
+@pytest.mark.parametrize("method", ["soup", "weightformer"])
+def test_classes_in_another_order(refused, bad, method):
+    refused(
+        f"fuse {bad / 'good.safetensors'} {bad / 'turned.safetensors'} {DIGITS} "
+        f"--method {method} --out run",
+        "must share one architecture and one order of classes, but .*turned.* differ",
+    )
+
+
+def test_images_of_another_size(refused, bad):
+    refused(
+        f"fuse {bad / 'large0.safetensors'} {bad / 'large1.safetensors'} {DIGITS} "
+        "--method soup --out run",
+        "take the data's images as they are, but .*large0.* takes 16x4 pixels and they "
+        "are 8x8 pixels; choose --method kd, or data of that size",
+    )
+
+
+def test_a_start_in_another_order(refused, bad):
+    refused(
+        f"{TEACH} --data digits --start {bad / 'turned.safetensors'}",
+        "--start must be of the architecture to teach and the data's order of cla",
+    )
+
+
 def test_members_of_different_class_counts(bad):
     # no command comes here: data are checked first
-    with pytest.raises(InputError, match=r"same classes, but .* leave"):
+    with pytest.raises(InputError, match=r"same classes, but .* choose"):
         load_ensemble([bad / "good.safetensors", bad / "three0.safetensors"])
 
 
@@ -173,6 +214,33 @@ def test_members_of_other_data(refused, pictures, zoo):
         ("--method kd --epochs 0", "epochs: input should be greater than 0, but got"),
         ("--method kd --temperature -1", "temperature: .*; see: metaensemble fuse"),
         ("--method kd --label-weight 2", "label-weight: .* less than or equal to 1"),
+        ("--method kd --label-weight -0.1", "label-weight: .* greater than or equal"),
+        ("--method kd --temperature 0", "temperature: .* greater than 0, but got 0"),
+        (
+            "--method ensemble_distribution --temperature 0.5",
+            "temperature: .* equal",
+        ),
+        (
+            "--method ensemble_distribution --anneal 2",
+            "anneal: .* less than or",
+        ),
+        (
+            "--method kd --teacher-weights best",
+            "--teacher-weights must be equal",
+        ),
+        (
+            "--method kd --teacher-weights 0.5,0.5",
+            "but are 2 for 5 members; ",
+        ),
+        (
+            "--method kd --teacher-weights 1,1,1,1,-1",
+            "must be finite, not negative",
+        ),
+        (
+            "--method kd --select greedy --teacher-weights 1,1,1,1,1",
+            "must be equal or validation with --select greedy, which weighs",
+        ),
+        ("--method kd --select best", "--select"),
         ("--method kd --learning-rate nan", "learning-rate: .*"),
         ("--method kd --device tpu", "--device must be a device of this machine, but"),
         ("--method kd --device cuda:99", "--device must be a device of this machine"),

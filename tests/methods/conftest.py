@@ -1,10 +1,15 @@
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from metaensemble.methods import Batch
+from metaensemble.methods.features import Features, Layout
+from metaensemble.models.taps import Tap
 
 
 class Fixed(nn.Module):
@@ -41,5 +46,51 @@ def batch() -> Callable[..., Batch]:
     def make(labels: list[int], teacher_logits: Tensor | None = None) -> Batch:
         images = torch.zeros(len(labels), 1, 8, 8)
         return Batch(0, images, torch.tensor(labels), teacher_logits)
+
+    return make
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Any]:
+    """Read what `golden/make_golden.py` computed with the reference implementations."""
+    folder = Path(__file__).parent / "golden"
+    return lambda name: json.loads((folder / f"{name}.json").read_text("utf-8"))
+
+
+@pytest.fixture
+def features() -> Callable[..., Features]:
+    """Make what a network says of a batch: of maps, or of vectors alone."""
+
+    def make(maps: Sequence[Tensor] = (), vector: Tensor | None = None) -> Features:
+        if vector is None:
+            vector = maps[-1].mean((2, 3))
+        return Features(tuple(maps), vector, torch.zeros(len(vector), 3))
+
+    return make
+
+
+@pytest.fixture
+def layout() -> Callable[..., Layout]:
+    """Make the places of a student's and a teacher's features, by their shapes."""
+
+    def make(
+        student: Features, teacher: Features, labels: Sequence[int] = ()
+    ) -> Layout:
+        def taps(of: Features) -> tuple[Tap, ...]:
+            return tuple(
+                Tap(f"layer{i}", 1, "output", *maps.shape[1:])
+                for i, maps in enumerate(of.maps)
+            )
+
+        def vector(of: Features) -> Tap:
+            return Tap("fc", 1, "input", of.vector.shape[1], 1, 1)
+
+        return Layout(
+            taps(student),
+            taps(teacher),
+            vector(student),
+            vector(teacher),
+            torch.tensor(labels, dtype=torch.long),
+        )
 
     return make

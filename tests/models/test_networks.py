@@ -37,6 +37,7 @@ COUNTS = {  # torchvision's documentation at 1000 classes; the papers at CIFAR-1
     "resnet56": 853_018,
     "wrn28_10": 36_479_194,
     "convnet": 131_754,
+    "mobilenet_v2": 3_504_872,
 }
 
 LIGHT = (
@@ -52,6 +53,7 @@ LIGHT = (
     "vgg11_bn",
     "wrn16_1",
     "wrn16_2,dropout=0.3",
+    "mobilenet_v2,width=0.25",
 )
 VIT = "vit_small_32x32,dim=12,depth=2,mlp_dim=8"
 
@@ -193,6 +195,8 @@ def test_vit_loads_the_names_of_old_torchvision_files():
         ("wrn16_1", 2, "wrn16_1 needs images of at least 4x4 .* choose mlp"),
         ("convnet", 3, "convnet needs images of at least 4x4 pixels"),
         ("resnet18", 7, "resnet18 needs images of at least 8x8 pixels, but .* 7x7"),
+        ("mobilenet_v2", 7, "mobilenet_v2 needs images of at least 8x8 pixels"),
+        ("mobilenet_v2,stem=imagenet", 31, "at least 32x32 .* set stem=small"),
         ("resnet18,stem=imagenet", 31, "at least 32x32 .* set stem=small"),
         ("vgg11,head=imagenet", 31, "at least 32x32 .* set head=small"),
         ("vit_small_32x32", 30, "patch=4 does not divide 30x30 pixels; set patch"),

@@ -126,6 +126,8 @@ def test_fewer_than_two_members(zoo: Ensemble):
     with pytest.raises(InputError, match="but got 0"):
         load_ensemble([])
     assert len(load_ensemble([path], at_least=1)) == 1
+    with pytest.raises(InputError, match="must have at least 1 member, but got 0"):
+        load_ensemble([], at_least=1)
 
 
 def test_a_missing_member_and_an_empty_folder(tmp_path: Path, zoo: Ensemble):
@@ -165,24 +167,24 @@ def test_members_of_other_classes(zoo: Ensemble, make_member: Callable[..., Memb
     }
     info = first.info.model_copy(update={"classes": ("a", "b", "c")})
     few = save_member(first.path.with_name("few.safetensors"), state, info)
-    message = r"but .*few.safetensors has 3 and .*0.safetensors has 10; leave one out"
+    message = r"but .*few.safetensors has 3 and .*0.safetensors has 10; choose the data"
     with pytest.raises(InputError, match=message):
         load_ensemble([first.path, few.path])
-    turned = changed(first, "turned.safetensors", classes=first.info.classes[::-1])
-    message = r"alike and in one order, but .*turned.* and .*0.safetensors do not"
+    odd = changed(first, "odd.safetensors", classes=(*"012345678", "ten"))
+    message = r"odd.safetensors has 'ten', which .*0.safetensors has not, and lacks '9'"
     with pytest.raises(InputError, match=message):
-        load_ensemble([first.path, turned.path])
+        load_ensemble([first.path, odd.path])
 
 
-def test_members_of_another_input(zoo: Ensemble):
+def test_members_of_other_channels(zoo: Ensemble):
     first = zoo.members[0]
-    long = changed(first, "long.safetensors", input_shape=(1, 4, 16))
+    four = changed(first, "four.safetensors", input_shape=(4, 4, 4))
     message = (
-        r"members must take the same input, but .*long.safetensors takes \(1, 4, 16\) "
-        r"and .*0.safetensors \(1, 8, 8\) \(channels, height, width\); leave one out"
+        r"must agree on the channels, but .*four.safetensors takes 4 and "
+        r".*0.safetensors has 1; choose other data"
     )
     with pytest.raises(InputError, match=message):
-        load_ensemble([first.path, long.path])
+        load_ensemble([first.path, four.path])
 
 
 def test_members_of_two_architectures_form_an_ensemble_but_share_no_states(
@@ -208,6 +210,31 @@ def test_members_of_two_normalisations_share_no_states(zoo: Ensemble):
     message = "one architecture and one input normalisation, but .* choose --method kd"
     with pytest.raises(InputError, match=message):
         mixed.states()
+
+
+def test_weights_add_up_to_one_and_members_without_leave(zoo: Ensemble):
+    some = zoo.weighted([3.0, 0.0, 1.0])
+    assert some.members == (zoo.members[0], zoo.members[2])
+    assert some.shares == some.weights == (0.75, 0.25)
+    logits = torch.randn(2, 4, 10, generator=generator("logits"))
+    expected = (0.75 * logits[0].softmax(-1) + 0.25 * logits[1].softmax(-1)).log()
+    torch.testing.assert_close(some.log_probs(logits), expected)
+    warm = 0.75 * (logits[0] / 3).softmax(-1) + 0.25 * (logits[1] / 3).softmax(-1)
+    torch.testing.assert_close(some.log_probs(logits, 3.0), warm.log())
+    mean = Ensemble(zoo.members, "logits").weighted([3.0, 0.0, 1.0])
+    expected = (0.75 * logits[0] + 0.25 * logits[1]).log_softmax(-1)
+    torch.testing.assert_close(mean.log_probs(logits), expected)
+    assert some.subset([1]).shares == (1.0,)
+
+
+def test_equal_weights_are_none(zoo: Ensemble):
+    assert zoo.weighted([2.0, 2.0, 2.0]) == zoo
+    assert zoo.weighted([0.0, 5.0, 5.0]) == zoo.subset([1, 2])
+    assert zoo.shares == (1 / 3,) * 3
+    weighted = Ensemble(zoo.members, "probabilities", (2,), (0.3, 0.6, 0.1))
+    logits = torch.randn(3, 4, 10, generator=generator("logits"))
+    heard = Ensemble(zoo.members[:2]).weighted([1.0, 2.0]).log_probs(logits[:2])
+    torch.testing.assert_close(weighted.log_probs(logits), heard)  # the third is silent
 
 
 def test_members_that_changed_on_disk_are_still_compared(zoo: Ensemble):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
@@ -172,12 +173,19 @@ def test_only_the_count_of_batches_may_be_missing():
             r"same classes, but .*a.safetensors has 2 and digits has 10; choose the",
         ),
         (
-            {"classes": [*"0123456789"][::-1]},
-            r"name their classes alike, but .* has '9' where digits has '0'; choose",
+            {"classes": [*"012345678", "ten"]},
+            r"alike, but .* has 'ten', which digits has not, and lacks '9'; choose",
         ),
         (
-            {"input_shape": [1, 4, 16]},
-            r"takes \(1, 4, 16\) and digits gives \(1, 8, 8\) .* set --image-size or",
+            {"classes": [*"0123456788"]},
+            r"different names to be matched by them, but .*a.* has '8' twice; choose",
+        ),
+        (
+            {
+                "input_shape": [4, 4, 4],
+                "normalization": {"mean": [0] * 4, "std": [1] * 4},
+            },
+            r"agree on the channels, but .* takes 4 and digits has 1; choose other",
         ),
     ],
 )
@@ -185,8 +193,48 @@ def test_a_member_for_other_data(
     member: Member, digits: ImageData, changes: dict[str, Any], message: str
 ):
     path = with_metadata(member, **changes)
+    if "classes" in changes and len(changes["classes"]) == 2:
+        state, metadata = load_state(path)
+        state = {k: v[:2] if k.startswith("fc") else v for k, v in state.items()}
+        save_state(path, state, metadata or {})
     with pytest.raises(InputError, match=message):
         load_member(path, data=digits)
+
+
+def test_classes_in_another_order_are_matched_by_name(
+    member: Member, digits: ImageData
+):
+    # that digits are named by numbers makes no difference: '10' may come before '2'
+    path = with_metadata(member, classes=[*"1023456789"])
+    turned = load_member(path, data=digits)
+    assert turned.order == (1, 0, 2, 3, 4, 5, 6, 7, 8, 9)
+    logits = torch.randn(4, 10)
+    assert torch.equal(turned.in_order(logits)[:, :2], logits[:, [1, 0]])
+    assert torch.equal(turned.in_order(logits)[:, 2:], logits[:, 2:])
+    assert load_member(path).order is None
+
+
+def test_images_of_another_size_are_resized(tmp_path: Path, digits: ImageData):
+    network = init_model("convnet,width=2", 10, (1, 12, 16), seed=0)
+    info = MemberInfo(
+        architecture="convnet,width=2",
+        classes=digits.classes,
+        input_shape=(1, 12, 16),
+        normalization=digits.normalization,
+    )
+    path = tmp_path / "large.safetensors"
+    save_member(path, network.state_dict(), info)
+    large = load_member(path, data=digits)
+    assert large.image_size == (8, 8)
+    images = digits.test.batch(torch.arange(3))
+    small = images.float() / 255
+    by_hand = F.interpolate(small, (12, 16), mode="bilinear", antialias=True)
+    prepared = large.prepare(images)
+    assert prepared.shape == (3, 1, 12, 16)
+    torch.testing.assert_close(prepared, digits.normalization(by_hand))
+    torch.testing.assert_close(large.prepare(small), prepared)
+    fitting = by_hand.mul(255).round().to(torch.uint8)  # images of its own size stay
+    assert torch.equal(large.prepare(fitting), digits.normalization(fitting))
 
 
 @pytest.fixture
