@@ -6,7 +6,10 @@ from metaensemble.cli.parse import parse_with_method
 from metaensemble.cli.show import command_line, show
 from metaensemble.core.files import claim_output
 from metaensemble.engine import RunLog
+from metaensemble.methods import OnlineMethod
+from metaensemble.teachers import Ensemble
 from metaensemble.workflows.fuse import FuseConfig, FuseOptions, fuse_into
+from metaensemble.workflows.online import grow_into
 from metaensemble.workflows.options import open_session, run_folder
 
 
@@ -28,20 +31,35 @@ def run(arguments: Sequence[str]) -> None:
     )
     claim_output(config.out, overwrite=config.overwrite)
     data = config.load(unlabelled=config.unlabelled)
-    ensemble = config.load_members(
-        config.members, data, at_least=config.method.fewest_members
-    )
+    method = config.method
+    alone = isinstance(method, OnlineMethod) and not config.members
+    ensemble = Ensemble(())
+    if not alone:
+        ensemble = config.load_members(
+            config.members, data, at_least=max(1, method.fewest_members)
+        )
     extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
     with run_folder(config.out, config, overwrite=config.overwrite, extra=extra) as f:
         with RunLog(f / "log.jsonl", quiet=config.quiet) as log:
             session = open_session(config, data, f, log)
-            report = fuse_into(
-                f,
-                session,
-                ensemble,
-                config.method,
-                config.choices,
-                command=command_line("fuse", arguments),
-                final=config.out,
-            )
+            command = command_line("fuse", arguments)
+            if isinstance(method, OnlineMethod) and alone:
+                report = grow_into(
+                    f,
+                    session,
+                    method,
+                    config.student,
+                    command=command,
+                    final=config.out,
+                )
+            else:
+                report = fuse_into(
+                    f,
+                    session,
+                    ensemble,
+                    method,
+                    config.choices,
+                    command=command,
+                    final=config.out,
+                )
     show([report], config.out)

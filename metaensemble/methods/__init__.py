@@ -22,6 +22,7 @@ from metaensemble.methods.kd import KD
 from metaensemble.methods.latent_ensemble import LatentEnsemble
 from metaensemble.methods.meal import Meal
 from metaensemble.methods.meal_v2 import MealV2
+from metaensemble.methods.online import Grown, OnlineLearner, OnlineMethod
 from metaensemble.methods.reading import Reading, Sources, reading_for
 from metaensemble.methods.rkd import RKD
 from metaensemble.methods.sp import SP
@@ -52,11 +53,14 @@ __all__ = [
     "EnsembleDistribution",
     "FitNet",
     "GeneratorTraining",
+    "Grown",
     "LatentEnsemble",
     "Learner",
     "LogitDistillation",
     "Meal",
     "MealV2",
+    "OnlineLearner",
+    "OnlineMethod",
     "Reading",
     "Refinement",
     "Sources",

@@ -25,6 +25,7 @@ OPTIONAL = (
     "diagnosis",
     "barrier",
     "against_best",
+    "others",
 )
 """Keys of a report that are left out of the JSON where they hold nothing."""
 

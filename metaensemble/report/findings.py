@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metaensemble.report.row import Row
-from metaensemble.teachers import Kinship
+from metaensemble.teachers import Kinship, Member
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 """Stands before a standard error."""
@@ -201,6 +201,8 @@ class Findings:
     barrier: Barrier | None = None
     against_best: AgainstBest | None = None
     notes: tuple[str, ...] = ()
+    others: tuple[Member, ...] = ()
+    """Networks that the run made beside the student and the members."""
 
 
 def _source(kin: Kinship) -> str:

@@ -58,6 +58,16 @@ class StudentRow(Row):
     sha256: str | None = None
 
 
+class NetworkRow(Row):
+    """Another network that a run has made."""
+
+    path: str
+    """Within the run's folder."""
+    sha256: str
+    architecture: str
+    test: Measured
+
+
 class Headroom(Row):
     """What there was to win over the average teacher, and how much of it was won."""
 
@@ -139,6 +149,8 @@ class Report(Row):
     """What was known of the members before the work."""
     barrier: Barrier | None = None
     """The way between the first two members, for methods that merge weights."""
+    others: list[NetworkRow] = Field(default_factory=list)
+    """What an online method trained beside student and members: a gated ensemble."""
     against_best: AgainstBest | None = None
     """The student and the best member on validation; which of them was shipped."""
 

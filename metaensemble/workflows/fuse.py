@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from metaensemble.core.errors import InputError
 from metaensemble.merging import BestMember, Merger
-from metaensemble.methods import WeightFormerMethod
+from metaensemble.methods import OnlineMethod, WeightFormerMethod
 from metaensemble.models import Architecture, build
 from metaensemble.report import AgainstBest, Diagnosis, Findings, Report
 from metaensemble.teachers import Ensemble, MemberInfo
@@ -61,8 +61,10 @@ NO_CHOICES = Choices()
 class FuseOptions(RunOptions, MemberOptions, DataOptions):
     """Make one model of N trained ones."""
 
-    members: tuple[Path, ...]
-    """Member files, or folders of them. Methods that train take a single one, too."""
+    members: tuple[Path, ...] = ()
+    """Member files, or folders of them. Methods that distil take a single one, too;
+    online methods none: they train networks of their own, of the architecture
+    --student."""
     out: Path
     """The run: a folder that appears whole or not at all."""
     student: str | None = None
@@ -224,6 +226,11 @@ def refuse_unsuited(
         InputError: the student's architecture is none, or not the members' where the
             method needs that; or the members' architectures differ.
     """
+    if isinstance(method, OnlineMethod):
+        raise InputError(
+            f"{method.name_} trains its networks itself and takes no members, but got "
+            f"{len(ensemble)}; leave them out and add --student ARCHITECTURE"
+        )
     student = _canonical(student)
     if student not in (None, ensemble.info.architecture) and isinstance(
         method, Merger | WeightFormerMethod

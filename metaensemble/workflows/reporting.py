@@ -24,6 +24,7 @@ from metaensemble.report import (
     DataRow,
     Fidelity,
     Findings,
+    NetworkRow,
     ReliabilityPair,
     Report,
     StudentRow,
@@ -133,6 +134,17 @@ def report_student(
         diagnosis=diagnosis,
         barrier=found.barrier,
         against_best=found.against_best,
+        others=[
+            NetworkRow(
+                path=_shown(member.path, session.folder),
+                sha256=member.sha256,
+                architecture=member.info.architecture,
+                test=evaluate_on(
+                    session, member.network(), member.info, data.test
+                ).measured,
+            )
+            for member in found.others
+        ],
     )
     return report.model_copy(update={"verdict": verdict(report)})
 
