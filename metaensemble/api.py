@@ -1,5 +1,8 @@
 """The Python interface: what ``import metaensemble as me`` gives."""
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +15,15 @@ from metaensemble.core.errors import InputError
 from metaensemble.data import ImageData, Normalization, Split
 from metaensemble.engine import RunLog
 from metaensemble.engine import evaluate as evaluate_network
+from metaensemble.methods import OnlineMethod
 from metaensemble.metrics import Measured
 from metaensemble.report import Findings, Report
 from metaensemble.teachers import Average, Ensemble, Member
 from metaensemble.teachers import load_ensemble as load_members
 from metaensemble.teachers.member import class_order, fitted_to, prepared
-from metaensemble.workflows.fuse import Choices, fuse_and_find
-from metaensemble.workflows.options import RunOptions, open_session
+from metaensemble.workflows.fuse import Choices, Fusion, fuse_and_find
+from metaensemble.workflows.online import grow
+from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import MethodUnion, make_method
 from metaensemble.workflows.reporting import report_student, save_student
 from metaensemble.workflows.students import Student
@@ -39,6 +44,16 @@ class Fused:
     _method: MethodUnion
     _found: Findings
     _data: ImageData
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks that it was made of, or trained with: members on disk."""
+        return self._ensemble
+
+    @property
+    def others(self) -> tuple[Member, ...]:
+        """What an online method trained beside them, such as their gated ensemble."""
+        return self._found.others
 
     def save(self, path: Path | str) -> Member:
         """Write the network as a member file, whole or not at all, and return it."""
@@ -95,7 +110,7 @@ def load_ensemble(
 
 
 def fuse(
-    ensemble: Ensemble,
+    ensemble: Ensemble | None,
     data: ImageData,
     method: MethodUnion | str = "kd",
     *,
@@ -104,33 +119,37 @@ def fuse(
     teacher_weights: str | Sequence[float] = "equal",
     calibrate: bool = False,
     fallback: Literal["best_member"] | None = None,
+    networks: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
     cache: Path | None = None,
     quiet: bool = True,
 ) -> Fused:
-    """Return one network made of an ensemble.
+    """Return one network made of an ensemble, or trained together with one.
 
     Args:
-        ensemble: the members.
+        ensemble: the members; None for an online method, which trains its own.
         data: trained on, selected with (validation) and, once, measured on (test).
         method: a method of `metaensemble.methods` or `metaensemble.merging`, or its
             name, which stands for its defaults.
-        student: architecture of the student; default: that of the first member.
+        student: architecture of the student; default: that of the first member. An
+            online method must be told.
         select: ``greedy`` first selects members on validation, with replacement.
         teacher_weights: of the members' outputs: ``equal``, ``validation`` (those of
             the smallest NLL there), or a number per member.
         calibrate: fold a temperature, fitted on validation, into the student.
         fallback: ``best_member`` gives that member instead of a student that is below
             it on validation; the report says so.
+        networks: a folder for the member files of what an online method trains;
+            default: a temporary one, which goes with what is returned.
         seed: of everything random.
         device: ``auto``, ``cpu``, ``cuda``, ...
         cache: folder of teacher outputs; default as for the commands.
         quiet: show no progress.
 
     Raises:
-        InputError: the method cannot work with these members, weights or this student,
-            or there is no such fallback or selection.
+        InputError: the method cannot work with these members or without, with these
+            weights or this student, or there is no such fallback or selection.
     """
     if select not in (None, "greedy"):
         raise InputError(
@@ -150,22 +169,46 @@ def fuse(
         calibrate,
     )
     options = RunOptions(seed=seed, device=device, cache=cache, quiet=quiet)
-    with RunLog(quiet=quiet) as log:
-        session = open_session(options, data, None, log)
-        made = fuse_and_find(session, ensemble.fitted_to(data), how, choices)
-        report = report_student(
-            session,
-            made.ensemble,
-            made.student,
-            command="metaensemble.fuse",
-            method=how,
-            found=made.found,
-        )
+    temporary = ensemble is None and networks is None
+    folder = Path(tempfile.mkdtemp() if temporary else networks or ".")
+    try:
+        with RunLog(quiet=quiet) as log:
+            session = open_session(options, data, None, log)
+            if ensemble is None:
+                made = _grown(session, how, choices, folder)
+            else:
+                made = fuse_and_find(session, ensemble.fitted_to(data), how, choices)
+            report = report_student(
+                session,
+                made.ensemble,
+                made.student,
+                command="metaensemble.fuse",
+                method=how,
+                found=made.found,
+            )
+    except BaseException:
+        if temporary:
+            shutil.rmtree(folder)
+        raise
     one = made.student
     network, normalization = one.network.eval(), one.info.normalization
-    return Fused(
+    fused = Fused(
         network, normalization, report, one, made.ensemble, how, made.found, data
     )
+    if temporary:
+        weakref.finalize(fused, shutil.rmtree, folder, ignore_errors=True)
+    return fused
+
+
+def _grown(
+    session: Session, method: MethodUnion, choices: Choices, folder: Path
+) -> Fusion:
+    if not isinstance(method, OnlineMethod):
+        raise InputError(
+            f"{method.name_} must have members, but got none; pass load_ensemble([...])"
+        )
+    grown = grow(session, method, choices, folder)
+    return Fusion(grown.student, grown.ensemble, grown.found)
 
 
 def evaluate(

@@ -80,11 +80,10 @@ def fused(spec: str, work: Path, seed: int, names: list[str]) -> None:
 def told(seed: int, row: str, report: Any, seconds: float) -> None:
     """Print validation figures: test figures are not looked at before the end."""
     validation = report.student.validation
-    print(
-        f"{seed} {row}: validation {validation.accuracy:.4f}, NLL {validation.nll:.4f}"
-        f", ECE {validation.ece:.4f}, {report.cost.train_images} images, {seconds:.0f} s",
-        flush=True,
-    )
+    figures = f"{validation.accuracy:.4f}, NLL {validation.nll:.4f}"
+    images = f"{report.cost.train_images} images, {seconds:.0f} s"
+    ece = f"ECE {validation.ece:.4f}"
+    print(f"{seed} {row}: validation {figures}, {ece}, {images}", flush=True)
 
 
 def settings(row: str) -> dict[str, Any]:

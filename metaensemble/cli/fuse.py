@@ -48,7 +48,8 @@ def run(arguments: Sequence[str]) -> None:
                     f,
                     session,
                     method,
-                    config.student,
+                    config.choices,
+                    config.average,
                     command=command,
                     final=config.out,
                 )

@@ -22,11 +22,20 @@ from metaensemble.methods.kd import KD
 from metaensemble.methods.latent_ensemble import LatentEnsemble
 from metaensemble.methods.meal import Meal
 from metaensemble.methods.meal_v2 import MealV2
-from metaensemble.methods.online import Grown, OnlineLearner, OnlineMethod
+from metaensemble.methods.mutual import Mutual
+from metaensemble.methods.one import One
+from metaensemble.methods.online import (
+    Grown,
+    OnlineLearner,
+    OnlineMethod,
+    other_networks,
+)
 from metaensemble.methods.reading import Reading, Sources, reading_for
 from metaensemble.methods.rkd import RKD
+from metaensemble.methods.self_distillation import SelfDistillation
 from metaensemble.methods.sp import SP
 from metaensemble.methods.srm import Srm
+from metaensemble.methods.student_ensemble import StudentEnsemble
 from metaensemble.methods.supervised import Supervised
 from metaensemble.methods.vid import VID
 from metaensemble.methods.weightformer import (
@@ -59,18 +68,23 @@ __all__ = [
     "LogitDistillation",
     "Meal",
     "MealV2",
+    "Mutual",
+    "One",
     "OnlineLearner",
     "OnlineMethod",
     "Reading",
     "Refinement",
+    "SelfDistillation",
     "Sources",
     "Srm",
     "Stage",
+    "StudentEnsemble",
     "Supervised",
     "Task",
     "TrainedMethod",
     "WeightFormerLearner",
     "WeightFormerMethod",
+    "other_networks",
     "reading_for",
     "steps_of",
 ]

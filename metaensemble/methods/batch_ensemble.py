@@ -9,11 +9,13 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metaensemble.core.errors import InputError
 from metaensemble.models import InputShape
@@ -37,7 +39,7 @@ class BatchEnsemble(nn.Module):
     `nn.MultiheadAttention`.
 
     Args:
-        network: left as it is; hooks are on it during `forward` only.
+        network: left as it is; its layers work otherwise during `forward` only.
         members: how many, M.
         input_shape: channels, height, width of the network's input.
         init_std: standard deviation of what the factors start with, beside 1; drawn
@@ -99,51 +101,61 @@ class BatchEnsemble(nn.Module):
         for name, r, s in zip(self.names, self.inputs, self.outputs, strict=True):
             layer = modules[name]
             assert isinstance(layer, Layer)
-            mean_r, mean_s = _mean(r, shares), _mean(s, shares)
-            weight, bias = layer.weight, layer.bias
-            groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-            per_row = mean_r.view(groups, 1, -1)  # of an output channel's inputs
-            per_row = per_row.expand(-1, len(weight) // groups, -1).flatten(0, 1)
-            ones = [1] * (weight.ndim - 2)
-            folded = weight * per_row.unflatten(-1, (-1, *ones))
-            folded = folded * mean_s.view(-1, 1, *ones)
-            layer.weight = nn.Parameter(folded.contiguous(), weight.requires_grad)
-            if bias is not None:
-                layer.bias = nn.Parameter(bias * mean_s, bias.requires_grad)
+            folded = _folded(layer, _mean(r, shares), _mean(s, shares))
+            for key, value in folded.items():
+                trains = getattr(layer, key).requires_grad
+                setattr(layer, key, nn.Parameter(value, trains))
         return merged
 
     @contextmanager
     def _factors(self) -> Iterator[None]:
-        """Put the factors around the layers while the block runs."""
+        """Let the layers work member by member while the block runs."""
         modules = dict(self.network.named_modules())
-        handles = []
-        for name, r, s in zip(self.names, self.inputs, self.outputs, strict=True):
-            layer = modules[name]
-
-            def before(layer: Any, args: Any, r: Tensor = r) -> Any:
-                return (self._scaled(args[0], r, layer), *args[1:])
-
-            def after(layer: Any, _: Any, out: Tensor, s: Tensor = s) -> Tensor:
-                return self._scaled(out, s, layer)
-
-            handles.append(layer.register_forward_pre_hook(before))
-            handles.append(layer.register_forward_hook(after))
+        changed = [modules[name] for name in self.names]
+        for layer, r, s in zip(changed, self.inputs, self.outputs, strict=True):
+            assert isinstance(layer, Layer)
+            twin = copy.copy(layer)  # of the same tensors, with the class's forward
+            layer.forward = partial(self._by_member, twin, r, s)  # pyright: ignore
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for layer in changed:
+                del layer.forward  # the class's own is back
 
-    def _scaled(self, value: Tensor, factor: Tensor, layer: nn.Module) -> Tensor:
-        """Return the value of each member's part of the batch times its 1 + d."""
+    def _by_member(self, layer: Layer, r: Tensor, s: Tensor, tiled: Tensor) -> Tensor:
+        """Return a layer's values of the tiled batch, each member with its factors.
+
+        Factors go into the weights, which are small, instead of the maps.
+        """
+        factors = zip(self._scales(r), self._scales(s), strict=True)
+        parts = tiled.chunk(self.members)
+        return torch.cat(
+            [
+                functional_call(layer, _folded(layer, *own), part)
+                for part, own in zip(parts, factors, strict=True)
+            ]
+        )
+
+    def _scales(self, factor: Tensor) -> Tensor:
+        """Return 1 + d, whose gradient is multiplied by the number of members."""
         scale = 1 + factor
         if scale.requires_grad:
             scale.register_hook(lambda gradient: gradient * self.members)
-        scale = scale.repeat_interleave(len(value) // self.members, 0)
-        inner = (1,) * (value.ndim - 2)
-        last = isinstance(layer, nn.Linear)  # where its channels are; second, else
-        shape = (*inner, scale.shape[1]) if last else (scale.shape[1], *inner)
-        return value * scale.unflatten(1, shape)
+        return scale
+
+
+def _folded(layer: Layer, r: Tensor, s: Tensor) -> dict[str, Tensor]:
+    """Return weight and bias of a layer with factors r, s: diag(s) W diag(r), b s."""
+    weight, bias = layer.weight, layer.bias
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    per_row = r.view(groups, 1, -1)  # of an output channel's inputs
+    per_row = per_row.expand(-1, len(weight) // groups, -1).flatten(0, 1)
+    ones = [1] * (weight.ndim - 2)
+    folded = weight * per_row.unflatten(-1, (-1, *ones)) * s.view(-1, 1, *ones)
+    tensors = {"weight": folded.contiguous()}
+    if bias is not None:
+        tensors["bias"] = bias * s
+    return tensors
 
 
 def _mean(factor: Tensor, shares: Sequence[float] | None) -> Tensor:

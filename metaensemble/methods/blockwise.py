@@ -15,7 +15,14 @@ from metaensemble.methods.budget import (
     parameters_model,
     smallest,
 )
-from metaensemble.methods.compaction import Channels, compact, folded, gated, prunable
+from metaensemble.methods.compaction import (
+    Channels,
+    compact,
+    folded,
+    gated,
+    prunable,
+    slimmed,
+)
 from metaensemble.methods.contract import Batch, Stage, Task
 from metaensemble.methods.features import (
     FeatureLearner,
@@ -26,8 +33,6 @@ from metaensemble.methods.features import (
     to_one_size,
 )
 from metaensemble.metrics import macs, parameters
-from metaensemble.models import Architecture
-from metaensemble.models.slim import parse_slim, slim_text
 from metaensemble.teachers import Ensemble
 
 MEMORY = 0.05
@@ -105,9 +110,6 @@ class Blockwise(FeatureMethod):
         )
         small, changed = compact(learner.export(), channels, live)
         del learner
-        whole = Architecture.parse(task.architecture)
-        before = parse_slim(str(whole.fields["slim"])) if whole != whole.full else {}
-        text = slim_text(before | changed, small)
         notes.append(_said(budgets, small, task))
         if channels.whole:
             notes.append(
@@ -119,7 +121,7 @@ class Blockwise(FeatureMethod):
             self.name_,
             settings,
             FeatureLearner(settings, small, teachers, task),
-            architecture=str(whole.slimmed(text)),
+            architecture=slimmed(task.architecture, small, changed),
             notes=tuple(notes),
         )
 

@@ -17,8 +17,15 @@ from torch import Tensor, nn
 from metaensemble.alignment import derive_permutations
 from metaensemble.alignment.groups import Group
 from metaensemble.core.seeds import generator
-from metaensemble.models import InputShape
-from metaensemble.models.slim import NORMS, Widths, apply_slim, widths
+from metaensemble.models import Architecture, InputShape
+from metaensemble.models.slim import (
+    NORMS,
+    Widths,
+    apply_slim,
+    parse_slim,
+    slim_text,
+    widths,
+)
 
 TOLERANCE = 1e-3
 """Largest relative change of a logit when an unseen channel is taken out."""
@@ -171,6 +178,13 @@ def compact(
     apply_slim(small, changed)
     small.load_state_dict(state)
     return small, changed
+
+
+def slimmed(architecture: str, small: nn.Module, changed: Widths) -> str:
+    """Return the text of what `compact` made of a network of this architecture."""
+    whole = Architecture.parse(architecture)
+    before = parse_slim(str(whole.fields["slim"])) if whole != whole.full else {}
+    return str(whole.slimmed(slim_text(before | changed, small)))
 
 
 def _expressible(network: nn.Module, group: Group) -> bool:

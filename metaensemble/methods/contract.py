@@ -89,6 +89,8 @@ class Task:
     """Of all distillation images, by `Batch.indices`; -1 where unknown."""
     architecture: str = ""
     """Of the student; empty where it has no text."""
+    num_classes: int = 0
+    """Of the data; 0 where nobody asks."""
 
     def steps(self, method: "TrainedMethod") -> int:
         """Return how many steps a training with these settings has."""

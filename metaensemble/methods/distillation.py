@@ -1,5 +1,6 @@
 """What all methods that distil into a given student have in common."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
@@ -50,7 +51,11 @@ class LogitDistillation(Distillation):
     """Weight of T^2 KL(ensemble || student)."""
 
     def logit_losses(
-        self, logits: Tensor, target: Tensor, batch: Batch
+        self,
+        logits: Tensor,
+        target: Tensor,
+        batch: Batch,
+        clean: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
         """Return the weighted terms on the student's logits, without those of weight 0.
 
@@ -58,6 +63,7 @@ class LogitDistillation(Distillation):
             logits: (batch, classes), of the student.
             target: (batch, classes), the ensemble's log-probabilities at T.
             batch: brings the labels.
+            clean: the student, for the labels' term on images that were perturbed.
         """
         losses: dict[str, Tensor] = {}
         if self.kd_weight:
@@ -65,7 +71,8 @@ class LogitDistillation(Distillation):
                 target, logits, self.temperature
             )
         if self.label_weight:
-            losses["label"] = self.label_weight * label_loss(logits, batch.labels)
+            known = logits if batch.clean is None else clean(batch.clean)
+            losses["label"] = self.label_weight * label_loss(known, batch.labels)
         return losses
 
 

@@ -155,7 +155,7 @@ class FeatureLearner(StudentLearner):
         with torch.no_grad():
             together = torch.stack([features.logits for features in taught])
             target = self.ensemble.log_probs(together, method.temperature)
-        losses = method.logit_losses(logits, target, batch)
+        losses = method.logit_losses(logits, target, batch, self.student)
         terms = [
             share * loss(student, teacher, batch)
             for share, loss, student, teacher in zip(

@@ -45,7 +45,7 @@ class Meal(Distillation):
 
     summary: ClassVar[str] = "match one random teacher per step, adversarially"
     paper: ClassVar[str] = "Shen, He, Xue 2019, MEAL (arXiv 1812.02425)"
-    needs: ClassVar[tuple[str, ...]] = ("images", "inner maps")
+    needs: ClassVar[tuple[str, ...]] = ("images", "features")
     cost: ClassVar[str] = "one training; one teacher runs in each step"
     live: ClassVar[bool] = True
 

@@ -51,7 +51,7 @@ class Srm(Distillation):
 
     summary: ClassVar[str] = "start from sparse codes of the teachers' maps, then kd"
     paper: ClassVar[str] = "Tran, Gabbouj, Iosifidis 2021, SRM (arXiv 2103.17012)"
-    needs: ClassVar[tuple[str, ...]] = ("images", "labels", "inner maps")
+    needs: ClassVar[tuple[str, ...]] = ("images", "labels", "features")
     cost: ClassVar[str] = "three trainings; all teachers run in each step of two"
 
     name: Literal["srm"] = "srm"

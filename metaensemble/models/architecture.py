@@ -22,6 +22,7 @@ from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import seeded
 from metaensemble.models.cifar_resnet import cifar_resnet
 from metaensemble.models.convnet import convnet
+from metaensemble.models.gated import gated
 from metaensemble.models.import_path import call_factory
 from metaensemble.models.mlp import mlp
 from metaensemble.models.mobilenet import mobilenet_v2
@@ -68,7 +69,11 @@ BUILTINS: dict[str, Callable[..., nn.Module]] = {
 """Name -> ``builder(classes, input_shape, *, fields...)``."""
 
 SLIM = "slim"
-"""The field that every architecture has; import paths', too."""
+"""A field that every architecture has; import paths', too."""
+BRANCHES = "branches"
+"""Another one."""
+UNIVERSAL = (BRANCHES, SLIM)
+"""The fields that every architecture has, in the order in which they are applied."""
 
 
 class Architecture(Config):
@@ -82,8 +87,10 @@ class Architecture(Config):
     package.module:factory, found from the current folder."""
 
     fields: dict[str, Value] = Field(default_factory=dict)
-    """Keyword arguments of the network, such as width=2; and, last, slim=..., by which
-    layers of any network have fewer channels (see `metaensemble.models.slim`)."""
+    """Keyword arguments of the network, such as width=2; and, last, branches=3, so many
+    copies of its last part on one trunk, weighed by a gate (see
+    `metaensemble.models.gated`), and slim=..., by which layers of any network have
+    fewer channels (see `metaensemble.models.slim`)."""
 
     @property
     def is_import_path(self) -> bool:
@@ -97,12 +104,24 @@ class Architecture(Config):
     @property
     def full(self) -> "Architecture":
         """Return the architecture before it was slimmed."""
-        fields = {key: value for key, value in self.fields.items() if key != SLIM}
-        return Architecture(name=self.name, fields=fields)
+        return self._without(SLIM)
+
+    @property
+    def plain(self) -> "Architecture":
+        """Return the architecture without the fields that every one has."""
+        return self._without(*UNIVERSAL)
+
+    def branched(self, count: int) -> "Architecture":
+        """Return the architecture with the field ``branches``, in place of its own."""
+        return Architecture(name=self.name, fields={**self.fields, BRANCHES: count})
 
     def slimmed(self, text: str) -> "Architecture":
         """Return the architecture with the field ``slim``, in place of its own."""
         return Architecture(name=self.name, fields={**self.fields, SLIM: text})
+
+    def _without(self, *keys: str) -> "Architecture":
+        fields = {key: v for key, v in self.fields.items() if key not in keys}
+        return Architecture(name=self.name, fields=fields)
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":
@@ -123,7 +142,8 @@ class Architecture(Config):
     @field_validator("fields")
     @classmethod
     def _in_order(cls, fields: dict[str, Value]) -> dict[str, Value]:
-        return dict(sorted(fields.items(), key=lambda pair: (pair[0] == SLIM, pair[0])))
+        own = sorted(key for key in fields if key not in UNIVERSAL)
+        return {key: fields[key] for key in (*own, *UNIVERSAL) if key in fields}
 
     @model_validator(mode="after")
     def _spellable(self) -> "Architecture":
@@ -178,6 +198,17 @@ def build(
         apply_slim(network, text)
         refuse_unfit(network, input_shape, text)
         return network
+    if BRANCHES in architecture.fields:
+        count = architecture.fields[BRANCHES]
+        if type(count) is not int or count < 2:
+            raise InputError(
+                f"branches must be a whole number of at least 2, but is {count!r}; "
+                "write it as resnet20,branches=3"
+            )
+        networks = [
+            build(architecture.plain, classes, input_shape) for _ in range(count)
+        ]
+        return gated(networks, input_shape)
     if architecture.is_import_path:
         return call_factory(
             architecture.name, architecture.fields, classes, input_shape

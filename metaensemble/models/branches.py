@@ -6,7 +6,6 @@ state dict of the plain network.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,8 @@ from metaensemble.core.errors import InputError
 from metaensemble.models.shapes import InputShape
 
 LATE = 2 / 3
-"""Where a network whose values all have one shape is cut: after so much of it."""
+"""Where a network whose values all have one shape is cut: after so many of the values
+that a layer reads."""
 
 
 class Branched(nn.Module):
@@ -26,27 +26,20 @@ class Branched(nn.Module):
     Args:
         networks: the first lends the trunk, each its head; left as they are.
         input_shape: channels, height, width.
-        early: cut after the first stage (its last value at the first resolution)
-            instead of before the last one.
 
     Raises:
         InputError: a network cannot be traced or cut.
     """
 
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        input_shape: InputShape,
-        *,
-        early: bool = False,
-    ) -> None:
+    def __init__(self, networks: Sequence[nn.Module], input_shape: InputShape) -> None:
         super().__init__()
-        halves = [cut(network, input_shape, early=early) for network in networks]
-        self.trunk = halves[0][0]
-        self.branches = nn.ModuleList(head for _, head in halves)
-        self._plain = [copy.deepcopy(network) for network in networks]
-        for network in self._plain:
-            network.requires_grad_(False)
+        self.trunk, head = cut(networks[0], input_shape)
+        self.branches = nn.ModuleList([head])
+        for network in networks[1:]:
+            branch, state = copy.deepcopy(head), network.state_dict()
+            branch.load_state_dict({name: state[name] for name in head.state_dict()})
+            self.branches.append(branch)
+        self._plain = (copy.deepcopy(networks[0]),)  # hidden from the parameters
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the trunk's value and all branches' logits (branches, batch, classes).
@@ -59,38 +52,32 @@ class Branched(nn.Module):
 
     def plain(self, branch: int) -> nn.Module:
         """Return the plain network of the trunk and one branch, detached from them."""
-        network = copy.deepcopy(self._plain[branch])
-        device = next(self.parameters()).device
+        network = copy.deepcopy(self._plain[0]).to(next(self.parameters()).device)
         state = network.state_dict()  # with whatever neither half reads
         state |= self.trunk.state_dict() | self.branches[branch].state_dict()
         network.load_state_dict({name: value.clone() for name, value in state.items()})
-        return network.to(device).requires_grad_(True)
+        return network
 
 
 def cut(
-    network: nn.Module, input_shape: InputShape, *, early: bool = False
+    network: nn.Module, input_shape: InputShape
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Return a network's trunk and head; together they are the network.
+
+    Both have parameters, and none in common. A network whose maps shrink is cut where
+    they last do so, before its last stage; any other after two thirds of it.
 
     Args:
         network: copied.
         input_shape: channels, height, width.
-        early: cut after the first stage instead of before the last.
 
     Raises:
-        InputError: the network cannot be traced, or nothing but its logits is a value
-            through which all flows.
+        InputError: the network cannot be traced, looks at its own mode, or has no value
+            between two of its layers through which all flows.
     """
     network = copy.deepcopy(network)
-    try:
-        whole = fx.symbolic_trace(network)
-    except Exception as error:  # whatever a stranger's forward raises on proxies
-        raise InputError(
-            "a network must be traceable by torch.fx to be split into trunk and "
-            f"branches, but this {type(network).__name__} is not "
-            f"({type(error).__name__}: {error}); choose another architecture"
-        ) from error
-    place = _place(whole, network, input_shape, early)
+    whole = _traced(network)
+    place = _place(whole, network, input_shape)
     nodes = list(whole.graph.nodes)
     border = nodes.index(place) + 1
     trunk, head = fx.Graph(), fx.Graph()
@@ -107,6 +94,40 @@ def cut(
     )
 
 
+class _Tracer(fx.Tracer):
+    """Keeps layers whole, a stranger's, too: what they do may depend on their mode."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layer = not any(True for _ in m.children())
+        return layer or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(network: nn.Module) -> fx.GraphModule:
+    """Return a network as a graph, in the mode in which the network is."""
+    modes = {module: module.training for module in network.modules()}
+    graphs: list[fx.Graph] = []
+    try:
+        for mode in (True, False):
+            graphs.append(_Tracer().trace(network.train(mode)))
+    except Exception as error:  # whatever a stranger's forward raises on proxies
+        why = " ".join(str(error).split())
+        raise InputError(
+            "a network must be traceable by torch.fx to be split into trunk and "
+            f"branches, but this {type(network).__name__} is not "
+            f"({type(error).__name__}: {why}); choose another architecture"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if str(graphs[0]) != str(graphs[1]):
+        raise InputError(
+            "a network must leave what differs between training and evaluation to its "
+            "layers to be split into trunk and branches, but the forward of this "
+            f"{type(network).__name__} looks at its mode; choose another architecture"
+        )
+    return fx.GraphModule(network, graphs[0])
+
+
 def _with_attributes(
     part: Sequence[fx.Node], nodes: Sequence[fx.Node]
 ) -> list[fx.Node]:
@@ -121,7 +142,7 @@ def _with_attributes(
 
 
 def _place(
-    whole: fx.GraphModule, network: nn.Module, input_shape: InputShape, early: bool
+    whole: fx.GraphModule, network: nn.Module, input_shape: InputShape
 ) -> fx.Node:
     """Return the node after which to cut."""
     first = next(network.parameters(), torch.empty(0))
@@ -131,42 +152,61 @@ def _place(
         ShapeProp(whole.eval()).propagate(images)
     for module, mode in modes.items():
         module.training = mode
-    nodes = list(whole.graph.nodes)
-    shapes = {node: _shape(node) for node in _narrow(nodes) if _shape(node)}
-    logits = max(shapes, key=nodes.index, default=None)
-    inner = [node for node in shapes if node is not logits]
+    inner = _between(whole)
     if not inner:
         raise InputError(
-            "a network must have a layer before its last one to be split into trunk "
-            f"and branches, but this {type(network).__name__} has none; "
-            "choose another architecture"
+            "a network must have two layers, and a value between them through which "
+            "all flows, to be split into trunk and branches, but this "
+            f"{type(network).__name__} has none; choose another architecture"
         )
-    maps = [node for node in inner if len(shapes[node]) == 4 and shapes[node][2] > 1]
-    sizes = [shapes[node][2:] for node in maps]
-    if len(set(sizes)) > 1:
-        if early:
-            return [n for n, size in zip(maps, sizes, strict=True) if size == sizes[0]][
-                -1
-            ]
-        return [n for n, size in zip(maps, sizes, strict=True) if size != sizes[-1]][-1]
-    tokens = [node for node in inner if len(shapes[node]) == 3]
+    maps = [n for n in inner if len(_shape(n)) == 4 and _shape(n)[2] > 1]
+    larger = [node for node in maps if _shape(node)[2:] != _shape(maps[-1])[2:]]
+    if larger:
+        return larger[-1]
+    tokens = [node for node in inner if len(_shape(node)) == 3]
     same = tokens or maps or inner
-    part = 0 if early else math.ceil(LATE * len(same)) - 1
-    return same[part]
+    same = [node for node in same if _is_read(whole, node)] or same
+    return same[max(1, round(LATE * len(same))) - 1]
 
 
-def _narrow(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Return the nodes past which nothing flows but through them."""
+def _between(whole: fx.GraphModule) -> list[fx.Node]:
+    """Return the nodes past which nothing flows but through them.
+
+    Parameters are read on both sides of each, and none on both of them.
+    """
+    nodes = list(whole.graph.nodes)
     number = {node: i for i, node in enumerate(nodes)}
+    reads = [_parameters(whole, node) for node in nodes]
     furthest = -1
     found = []
     for i, node in enumerate(nodes):
         if node.op in ("get_attr", "output"):
             continue
-        if furthest <= i and node.op != "placeholder":
-            found.append(node)
+        if furthest <= i and node.op != "placeholder" and _shape(node):
+            before = set().union(*reads[: i + 1])
+            after = set().union(*reads[i + 1 :])
+            if before and after and not before & after:
+                found.append(node)
         furthest = max([furthest, *(number[user] for user in node.users)])
     return found
+
+
+def _is_read(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether a layer with parameters reads a node."""
+    layers = [user for user in node.users if user.op == "call_module"]
+    return any(_parameters(whole, layer) for layer in layers)
+
+
+def _parameters(whole: fx.GraphModule, node: fx.Node) -> set[int]:
+    """Return the identities of the parameters that a node reads."""
+    if node.op == "call_module":
+        module = whole.get_submodule(str(node.target))
+        return {id(parameter) for parameter in module.parameters()}
+    names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    if not names:
+        return set()
+    owned = dict(whole.named_parameters(remove_duplicate=False))
+    return {id(owned[name]) for name in names if name in owned}
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ OPTIONAL = (
     "barrier",
     "against_best",
     "others",
+    "trained_together",
 )
 """Keys of a report that are left out of the JSON where they hold nothing."""
 

@@ -203,6 +203,8 @@ class Findings:
     notes: tuple[str, ...] = ()
     others: tuple[Member, ...] = ()
     """Networks that the run made beside the student and the members."""
+    trained_together: bool = False
+    """Whether the members were trained in this run, the student among them."""
 
 
 def _source(kin: Kinship) -> str:

@@ -151,6 +151,9 @@ class Report(Row):
     """The way between the first two members, for methods that merge weights."""
     others: list[NetworkRow] = Field(default_factory=list)
     """What an online method trained beside student and members: a gated ensemble."""
+    trained_together: Literal[True] | None = None
+    """Set for online methods: the teachers were trained in this very run, and the
+    student is one of them."""
     against_best: AgainstBest | None = None
     """The student and the best member on validation; which of them was shipped."""
 

@@ -67,6 +67,8 @@ def verdict(report: Report) -> str:
 
 def _on_test(report: Report) -> str:
     """Return one sentence on what the student is worth on test data."""
+    if report.trained_together:
+        return _together(report)
     name, recovered = report.method["name"], report.headroom.recovered
     members = len(report.teachers)
     if members == 1 and name != "best_member":
@@ -113,6 +115,21 @@ def _on_test(report: Report) -> str:
     return (
         f"One network by {name} keeps {100 * recovered:.0f}% of the ensemble's gain "
         f"({gain}) and replaces {members} networks."
+    )
+
+
+def _together(report: Report) -> str:
+    """Return the sentence of networks that taught one another."""
+    ensembles = [f"their ensemble {100 * report.ensemble.test.accuracy:.1f}%"]
+    for other in report.others:
+        name, own = other.path.rpartition("/")[2], other.test.accuracy
+        ensembles.append(f"{name.removesuffix('.safetensors')} {100 * own:.1f}%")
+    return (
+        f"{report.method['name']} trained {len(report.teachers)} networks: the student "
+        f"has {100 * report.student.test.accuracy:.1f}%, the mean of them "
+        f"{100 * report.mean_teacher.test.accuracy:.1f}%, {', '.join(ensembles)}. "
+        "Whether they gained by it, the same network taught alone tells (metaensemble "
+        "teach)."
     )
 
 

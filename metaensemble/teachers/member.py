@@ -309,7 +309,7 @@ def _refuse_foreign_code(path: Path, info: MemberInfo, consent: str | None) -> N
     named = Architecture.parse(info.architecture)
     if not named.is_import_path:
         return
-    if consent is None or Architecture.parse(consent).full != named.full:
+    if consent is None or Architecture.parse(consent).plain != named.plain:
         raise InputError(
             f"code named by a file is not run unless you name it, too, but {path} asks "
             f"for {info.architecture}; if you trust it, add --architecture "

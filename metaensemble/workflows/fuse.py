@@ -64,7 +64,7 @@ class FuseOptions(RunOptions, MemberOptions, DataOptions):
     members: tuple[Path, ...] = ()
     """Member files, or folders of them. Methods that distil take a single one, too;
     online methods none: they train networks of their own, of the architecture
-    --student."""
+    --student; self_distillation works with and without."""
     out: Path
     """The run: a folder that appears whole or not at all."""
     student: str | None = None
@@ -226,7 +226,7 @@ def refuse_unsuited(
         InputError: the student's architecture is none, or not the members' where the
             method needs that; or the members' architectures differ.
     """
-    if isinstance(method, OnlineMethod):
+    if isinstance(method, OnlineMethod) and not method.takes_members:
         raise InputError(
             f"{method.name_} trains its networks itself and takes no members, but got "
             f"{len(ensemble)}; leave them out and add --student ARCHITECTURE"

@@ -5,7 +5,7 @@ from typing import Any
 
 from metaensemble.core.method import Method
 from metaensemble.merging import Merger
-from metaensemble.methods import Distillation, TrainedMethod
+from metaensemble.methods import Distillation, OnlineMethod, TrainedMethod
 from metaensemble.workflows.registry import METHODS
 
 COMMAND = "metaensemble methods --markdown > docs/methods.md"
@@ -22,8 +22,10 @@ an argument of the classes in `metaensemble.methods` and `metaensemble.merging`.
 Needs: *one architecture*: of all members, with one order of classes and one size of
 images; *one start*: members fine-tuned from common weights; *images*: of the training
 split, whose labels are not looked at unless a weight asks for them; *labels*: of the
-split named. Test images are touched once, for the report. Methods that train take a
-single teacher, too; the others two or more.
+split named. Test images are touched once, for the report. Methods that distil take a
+single teacher, too; those that merge two or more; those that train an ensemble take
+none, but the architecture of its networks: `metaensemble fuse --method one --student
+resnet20 --data ... --out run`.
 """
 
 
@@ -34,7 +36,8 @@ def methods_page() -> str:
         parts.append(_section(name, kind))
     parts.append(
         "## What methods that train share\n\nUnless a method's own table says "
-        "otherwise.\n\n" + _table(Distillation, Method)
+        "otherwise. `start` and `plain` are of those that distil.\n\n"
+        + _table(Distillation, Method)
     )
     return "\n".join(parts)
 
@@ -54,7 +57,7 @@ def _section(name: str, kind: type[Method]) -> str:
     needs = ", ".join(kind.needs) or "nothing but the members"
     facts = [
         f"- **Needs:** {needs}",
-        f"- **Members:** {kind.fewest_members} or more",
+        f"- **Members:** {_members(kind)}",
         f"- **Cost:** {kind.cost}",
         f"- **Paper:** {kind.paper}",
     ]
@@ -66,6 +69,13 @@ def _section(name: str, kind: type[Method]) -> str:
     )
     text = _prose(inspect.getdoc(kind) or "")
     return f"## {name}\n\n{text}\n\n" + "\n".join(facts) + f"\n\n{table}{end}"
+
+
+def _members(kind: type[Method]) -> str:
+    if kind.fewest_members:
+        return f"{kind.fewest_members} or more"
+    some = issubclass(kind, OnlineMethod) and kind.takes_members
+    return f"none{', or some' if some else ''}; `--student` names the networks"
 
 
 def _table(kind: type[Method], base: type[Method]) -> str:

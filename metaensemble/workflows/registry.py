@@ -37,7 +37,11 @@ from metaensemble.methods import (
     LatentEnsemble,
     Meal,
     MealV2,
+    Mutual,
+    One,
+    SelfDistillation,
     Srm,
+    StudentEnsemble,
     WeightFormerMethod,
 )
 
@@ -66,6 +70,10 @@ MethodUnion = (
     | MealV2
     | Srm
     | Blockwise
+    | One
+    | StudentEnsemble
+    | Mutual
+    | SelfDistillation
     | EnsembleDistribution
     | WeightFormerMethod
 )

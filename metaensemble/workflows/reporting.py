@@ -134,6 +134,7 @@ def report_student(
         diagnosis=diagnosis,
         barrier=found.barrier,
         against_best=found.against_best,
+        trained_together=found.trained_together or None,
         others=[
             NetworkRow(
                 path=_shown(member.path, session.folder),

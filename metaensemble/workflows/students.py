@@ -142,7 +142,7 @@ def distil_student(
     elif start == "best_member":
         network = _best_start(session, ensemble, info, network)
     labels = distillation_images(session).labels
-    task = Task(info.input_shape, labels, info.architecture)
+    task = Task(info.input_shape, labels, info.architecture, len(info.classes))
     stages = method.stages(network.to(session.device), ensemble, task)
     student = merged or Student(network, info)
     for count in itertools.count():

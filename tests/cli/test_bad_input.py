@@ -261,6 +261,51 @@ def test_values(refused, zoo, flags, message):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "",
+            "must be told which, but neither members nor --student are given; add --s",
+        ),
+        (
+            "--student mlp,depth=0",
+            "between them through which all flows, .* MLP has no",
+        ),
+        (
+            "--student mlp,branches=2",
+            "must be one network for one, but mlp,branches=2 ",
+        ),
+        ("--student mlp,branches=1", "branches must be a whole number of at least 2, "),
+        ("--student mlpp", "'mlpp' is neither; did you mean"),
+        ("--student mlp --branches 1", "branches: .* greater than or equal to 2"),
+        ("--student mlp --ramp 2", "ramp: .* less than or equal to 1"),
+        ("--student mlp --temperature 0", "temperature: .* greater than 0"),
+        ("--student mlp --perturbation ods", "only if there are teachers, but --pert"),
+        ("--student mlp --select greedy", "--select chooses among members .* but one"),
+        ("--student mlp --teacher-weights 1,2", "--teacher-weights chooses among mem"),
+        ("--student mlp --fallback best-member", "--fallback chooses among members"),
+    ],
+)
+def test_networks_trained_together(refused, flags, message):
+    line = f"fuse {DIGITS} --method one --epochs 1 --out run {flags}"
+    refused(line, message)
+
+
+def test_members_for_networks_trained_together(refused, zoo):
+    refused(
+        f"fuse {zoo} {DIGITS} --method one --student mlp,width=8 --out run",
+        "one trains its networks itself and takes no members, but got 5; leave them o",
+    )
+
+
+def test_a_method_of_members_without_any(refused):
+    refused(
+        f"fuse {DIGITS} --method kd --student mlp,width=8 --out run",
+        "must have at least 1 member, but got 0; name more member files",
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("data: digits\nepocs: 3\n", "every key of c.yaml must be an option, but 'ep"),

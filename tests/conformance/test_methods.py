@@ -3,11 +3,10 @@
 Distillation takes one or three, what works on weights two or three.
 
 A new method is tested here without a new line, unless its hyperparameters need a value
-that makes it small (`SMALL`).
+that makes it small (`SMALL` in `conftest`).
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,39 +15,20 @@ from pydantic import ValidationError
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import sha256_of
-from metaensemble.data import Augmentation, ImageData, Normalization, TensorSplit
 from metaensemble.engine import Fitted, RunLog, evaluate, fit
 from metaensemble.methods import Distillation, Learner, TrainedMethod
 from metaensemble.models import has_batchnorm, init_model
 from metaensemble.report import Report, read_report, write_report
-from metaensemble.teachers import (
-    Ensemble,
-    LiveTeacher,
-    MemberInfo,
-    load_member,
-    save_member,
-)
+from metaensemble.teachers import Ensemble, LiveTeacher, load_member
 from metaensemble.workflows import students
 from metaensemble.workflows.fuse import FuseOptions, fuse_students
 from metaensemble.workflows.options import RunOptions, open_session
-from metaensemble.workflows.registry import METHODS, MethodUnion, make_method
+from metaensemble.workflows.registry import METHODS, make_method
 from metaensemble.workflows.reporting import report_student, save_student
+from tests.conformance.conftest import FAMILIES, coloured, small, untrained
 
-SMALL: dict[str, dict[str, Any]] = {
-    "srm": {"dictionary_epochs": 1, "init_epochs": 1},
-    "weightformer": {"width": 8, "heads": 1, "depth": 1, "tune_epochs": 1},
-}
-"""Hyperparameters that keep a method's own networks small."""
-
-FAMILIES = {
-    "mlp": ("mlp,width=8", 8),
-    "convnet": ("convnet,width=4", 8),
-    "resnet20": ("resnet20,width=0.25", 8),
-    "wrn16_1": ("wrn16_1", 8),
-    "vit": ("vit_small_32x32,depth=1,dim=16,heads=2,mlp_dim=16", 8),
-    "vgg11_bn": ("vgg11_bn,head=small", 32),
-}
-"""One small network of each family, and the size of its images."""
+GIVEN = [name for name, kind in METHODS.items() if kind.fewest_members > 0]
+"""Methods that start from members; those that do not are in `test_online`."""
 
 
 def distils(name: str) -> bool:
@@ -65,62 +45,10 @@ CASES = [
         # its 9 million weights take seconds
         marks=pytest.mark.slow if family == "vgg11_bn" else (),
     )
-    for name in METHODS
+    for name in GIVEN
     for family in FAMILIES
     for members in ((1, 3) if distils(name) else (2, 3))
 ]
-
-
-def coloured(size: int) -> ImageData:
-    """Three classes of noise in different colours."""
-    random = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> TensorSplit:
-        labels = torch.arange(count) % 3
-        images = torch.randint(0, 256, (count, 3, size, size), generator=random)
-        images[torch.arange(count), labels] //= 4
-        return TensorSplit(images.to(torch.uint8), labels)
-
-    train = split(12)
-    return ImageData(
-        name="colours",
-        classes=("red", "green", "blue"),
-        train=train,
-        validation=split(6),
-        test=split(9),
-        unlabelled=None,
-        augmentation=Augmentation(pad=1, flip=True),
-        normalization=Normalization.of(train),
-    )
-
-
-def untrained(folder: Path, data: ImageData, architecture: str, count: int) -> Ensemble:
-    """Members with the small differences that methods of one start expect."""
-    members = []
-    for seed in range(count):
-        network = init_model(architecture, data.num_classes, data.input_shape, 0)
-        random = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=random)
-        info = MemberInfo(
-            architecture=architecture,
-            classes=data.classes,
-            input_shape=data.input_shape,
-            normalization=data.normalization,
-            start="one",
-        )
-        path = folder / f"{seed}.safetensors"
-        members.append(save_member(path, network.state_dict(), info))
-    return Ensemble(tuple(members))
-
-
-def small(name: str) -> MethodUnion:
-    """The method with one step of training."""
-    fields: dict[str, Any] = dict(SMALL.get(name, {}))
-    if issubclass(METHODS[name], TrainedMethod):
-        fields |= {"epochs": 1, "batch_size": 12}
-    return make_method(name, **fields)
 
 
 @pytest.fixture
@@ -199,7 +127,7 @@ def test_a_student_is_a_plain_member(name, family, count, tmp_path, watched):
     assert [sha256_of(member.path) for member in ensemble.members] == before
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if distils(name)])
+@pytest.mark.parametrize("name", [name for name in GIVEN if distils(name)])
 def test_what_is_exported_is_what_was_trained(name, tmp_path, monkeypatch):
     data = coloured(8)
     ensemble = untrained(tmp_path, data, "convnet,width=4", 3)
@@ -228,7 +156,7 @@ def test_what_is_exported_is_what_was_trained(name, tmp_path, monkeypatch):
         assert not module._forward_pre_hooks
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GIVEN)
 def test_a_repeated_run_writes_the_same_bytes(name, tmp_path):
     data = coloured(8)
     ensemble = untrained(tmp_path, data, "convnet,width=4", 2)
@@ -246,7 +174,7 @@ def test_a_repeated_run_writes_the_same_bytes(name, tmp_path):
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GIVEN)
 def test_members_of_two_architectures_are_refused_or_taken(name, tmp_path):
     data = coloured(8)
     one = untrained(tmp_path / "one", data, "mlp,width=8", 1)
@@ -277,7 +205,7 @@ def test_members_of_two_architectures_are_refused_or_taken(name, tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GIVEN)
 def test_another_student_is_refused_or_made(name, tmp_path):
     data = coloured(8)
     ensemble = untrained(tmp_path, data, "convnet,width=4", 2)

@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,56 @@ def test_a_bare_network_needs_its_normalization(zoo, digits):
 def test_an_unknown_method_is_refused(zoo, digits):
     with pytest.raises(InputError, match=r"must be one of .* but is 'kdd'"):
         me.fuse(me.load_ensemble([zoo]), digits, "kdd")
+
+
+def test_networks_that_are_trained_together_need_no_members(digits, tmp_path):
+    method = me.methods.One(epochs=1, branches=2)
+    made = me.fuse(
+        None, digits, method, student="convnet,width=4", cache=tmp_path / "cache"
+    )
+    assert [m.name for m in made.ensemble.members] == [
+        "branch-0.safetensors",
+        "branch-1.safetensors",
+    ]
+    (gated,) = made.others
+    assert gated.info.architecture == "convnet,width=4,branches=2"
+    assert me.evaluate(made, digits.test) == made.report.student.test
+    assert me.evaluate(made.ensemble.members[0], digits.test) == me.evaluate(
+        made, digits.test
+    )
+    assert me.evaluate(gated, digits.test) == made.report.others[0].test
+    folder = gated.path.parent
+    assert folder.exists()
+    del made
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_networks_that_are_trained_together_stay_where_one_says(tmp_path):
+    folder, cache = tmp_path / "networks", tmp_path / "cache"
+    data = me.load_data("digits", limit_train=60, unlabelled=False)
+    made = me.fuse(
+        None,
+        data,
+        me.methods.One(epochs=1),
+        student="mlp,width=8",
+        networks=folder,
+        cache=cache,
+    )
+    del made
+    gc.collect()
+    assert len(me.load_ensemble([folder], data=data)) == 4
+    line = (
+        "fuse --data digits --limit-train 60 --method one --epochs 1 --quiet "
+        f"--student mlp,width=8 --out {tmp_path / 'run'} --cache {cache}"
+    )
+    assert main(line.split()) == 0
+    for path in folder.iterdir():
+        assert sha256_of(path) == sha256_of(tmp_path / "run/networks" / path.name)
+
+
+def test_a_method_that_needs_members_must_have_them(digits):
+    with pytest.raises(InputError, match=r"kd must have members, but got none; pass"):
+        me.fuse(None, digits, "kd", student="mlp,width=8")
+    with pytest.raises(InputError, match="but neither members nor --student are given"):
+        me.fuse(None, digits, "one")
