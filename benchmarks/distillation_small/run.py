@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import BUDGET, IMAGES, ROWS
+from rows import BUDGET, COLUMNS, IMAGES, ROWS
 
 from metaensemble.data import load_data
 from metaensemble.engine import RunLog
@@ -47,9 +47,10 @@ def main() -> None:
             fused(options.data, options.work, seed, options.only)
         return
     paths = [row_path(options.work, s, name) for name in ROWS for s in SEEDS]
-    rows = [read_report(path) for path in paths]
+    rows = [read_report(path) for path in paths if path.exists()]
     write_report(HERE / "report.json", Study(study="distillation_small", rows=rows))
-    (HERE / "table.md").write_text(markdown_table(rows), encoding="utf-8")
+    text = markdown_table(rows, COLUMNS)
+    (HERE / "table.md").write_text(text, encoding="utf-8")
 
 
 def fused(spec: str, work: Path, seed: int, names: list[str]) -> None:

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("way", choices=("cached", "plain"))
     parser.add_argument("architecture")
     parser.add_argument("teachers", type=int)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(2)

@@ -8,7 +8,7 @@ from metaensemble.data.batches import (
     in_order,
     steps_per_epoch,
 )
-from metaensemble.data.load import ImageData, load_data
+from metaensemble.data.load import ImageData, is_embedded, load_data
 from metaensemble.data.normalization import Normalization, parse_normalization
 from metaensemble.data.split import UNKNOWN, Split, TensorSplit, concatenate
 from metaensemble.data.streamed import StreamedSplit
@@ -26,6 +26,7 @@ __all__ = [
     "epoch_of",
     "epoch_order",
     "in_order",
+    "is_embedded",
     "load_data",
     "parse_augmentation",
     "parse_normalization",

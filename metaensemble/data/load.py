@@ -12,6 +12,7 @@ from metaensemble.data.cifar import is_cifar, read_cifar
 from metaensemble.data.digits import read_digits
 from metaensemble.data.folder import is_image_folder, read_image_folder
 from metaensemble.data.mnist import is_mnist, read_mnist
+from metaensemble.data.multiview import is_multiview, read_multiview
 from metaensemble.data.normalization import Normalization
 from metaensemble.data.parquet import is_parquet_folder, read_parquet_folder
 from metaensemble.data.raw import RawData
@@ -19,8 +20,8 @@ from metaensemble.data.split import Split
 
 KINDS = (
     "digits, an image folder (train/CLASS/*, test/CLASS/*), a folder of parquet files "
-    "(train*.parquet, test*.parquet), CIFAR's python folder or tarball, or a folder of "
-    "MNIST's idx files"
+    "(train*.parquet, test*.parquet), CIFAR's python folder or tarball, a folder of "
+    "MNIST's idx files, or multiview"
 )
 MIN_VALIDATION = 2
 
@@ -78,7 +79,8 @@ def load_data(
     images beyond the budget lose their labels.
 
     Args:
-        spec: "digits" or a path; see `KINDS`.
+        spec: "digits", "multiview" (with fields: "multiview,mu=0.2") or a path; see
+            `KINDS`.
         limit_train: the labelled budget, validation included; None: all.
         validation_fraction: share of the budget, in (0, 0.5].
         seed: decides the shuffle.
@@ -127,22 +129,33 @@ def load_data(
     )
 
 
+def is_embedded(spec: str | Path) -> bool:
+    """Return whether `spec` is a word that needs no file; a path of that name is not.
+
+    A file named so is reached as ``./digits``.
+    """
+    return spec == "digits" or is_multiview(spec)
+
+
 def _read(spec: str | Path, *, image_size: int | None, stream: bool | None) -> RawData:
     """Return the raw data of whichever kind `spec` is."""
     path = Path(spec)
-    if spec != "digits" and not path.exists():
+    if is_embedded(spec):
+        _refuse_stream(path, stream)
+        raw = read_digits() if spec == "digits" else read_multiview(str(spec))
+        _refuse_other_size(raw, image_size)
+        return raw
+    if not path.exists():
         raise MissingFileError(
             f"data must be {KINDS}, but {path} does not exist; check the path"
         )
-    if spec != "digits" and is_parquet_folder(path):
+    if is_parquet_folder(path):
         _refuse_stream(path, stream)
         return read_parquet_folder(path, image_size=image_size)
-    if spec != "digits" and is_image_folder(path):
+    if is_image_folder(path):
         return read_image_folder(path, image_size=image_size, stream=stream)
     _refuse_stream(path, stream)
-    if spec == "digits":
-        raw = read_digits()
-    elif is_cifar(path):
+    if is_cifar(path):
         raw = read_cifar(path)
     elif is_mnist(path):
         raw = read_mnist(path)

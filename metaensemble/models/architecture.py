@@ -26,6 +26,7 @@ from metaensemble.models.gated import gated
 from metaensemble.models.import_path import call_factory
 from metaensemble.models.mlp import mlp
 from metaensemble.models.mobilenet import mobilenet_v2
+from metaensemble.models.patchnet import patchnet
 from metaensemble.models.resnet import resnet
 from metaensemble.models.shapes import InputShape
 from metaensemble.models.slim import apply_slim, refuse_unfit
@@ -62,6 +63,7 @@ BUILTINS: dict[str, Callable[..., nn.Module]] = {
     "wrn28_10": partial(wide_resnet, 28, 10),
     "wrn40_2": partial(wide_resnet, 40, 2),
     "mobilenet_v2": mobilenet_v2,
+    "patchnet": patchnet,
     "vit_small_32x32": partial(vit, patch=4, dim=192, depth=6, heads=3, mlp_dim=384),
     "vit_b_16": partial(vit, patch=16, dim=768, depth=12, heads=12, mlp_dim=3072),
     "vit_b_32": partial(vit, patch=32, dim=768, depth=12, heads=12, mlp_dim=3072),

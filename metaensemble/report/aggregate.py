@@ -173,7 +173,13 @@ def _label(report: Report, methods: Sequence[dict[str, Any]]) -> str:
     method = report.method
     rivals = [m for m in methods if m["name"] == method["name"]]
     odd = [k for k in method if any(m.get(k) != method[k] for m in rivals)]
-    apart = ", ".join(f"{key}={method[key]}" for key in odd)
+    apart = ", ".join(f"{key}={_brief(method[key])}" for key in odd)
     label = f"{method['name']} ({apart})" if apart else method["name"]
     label = f"{label}, {report.stage}" if report.stage else label
     return f"{label}, fell back" if report.fell_back else label
+
+
+def _brief(value: Any) -> str:
+    """Return a hyperparameter as text, a long fraction cut to four digits."""
+    text = str(value)
+    return f"{value:.4g}" if isinstance(value, float) and len(text) > 8 else text

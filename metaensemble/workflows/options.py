@@ -15,7 +15,12 @@ from pydantic import Field
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import output_folder, write_text
-from metaensemble.data import ImageData, load_data, parse_normalization
+from metaensemble.data import (
+    ImageData,
+    is_embedded,
+    load_data,
+    parse_normalization,
+)
 from metaensemble.engine import RunLog
 from metaensemble.teachers import Average, Ensemble, OutputCache, load_ensemble
 
@@ -29,9 +34,10 @@ class DataOptions(Config):
     """Which images, and how they are split and augmented."""
 
     data: str
-    """digits, or the path of: an image folder (train/CLASS/*, test/CLASS/*), a folder
-    of parquet files (columns img|image and label), CIFAR's python folder or tarball, a
-    folder of MNIST idx files."""
+    """digits, multiview (the synthetic world of Allen-Zhu and Li 2020, with fields:
+    multiview,mu=0.2), or the path of: an image folder (train/CLASS/*, test/CLASS/*), a
+    folder of parquet files (columns img|image and label), CIFAR's python folder or
+    tarball, a folder of MNIST idx files."""
     limit_train: int | None = Field(default=None, ge=1)
     """Use only so many training images, the first of a seeded shuffle."""
     validation_fraction: float = Field(default=0.1, gt=0, le=0.5)
@@ -49,7 +55,7 @@ class DataOptions(Config):
     def absolute(self) -> "DataOptions":
         """Return only these options, the path made absolute."""
         fields = {name: getattr(self, name) for name in DataOptions.model_fields}
-        if self.data != "digits":
+        if not is_embedded(self.data):
             fields["data"] = str(Path(self.data).absolute())
         return DataOptions(**fields)
 

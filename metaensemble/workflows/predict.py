@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import seeded
-from metaensemble.data import ImageData
+from metaensemble.data import ImageData, is_embedded
 from metaensemble.engine import evaluate
 from metaensemble.methods import (
     GeneratorTraining,
@@ -211,7 +211,7 @@ class PredictOptions(RunOptions):
         if not remembered:
             return None
         known = DataOptions.model_validate(remembered)
-        there = known.data == "digits" or Path(known.data).exists()
+        there = is_embedded(known.data) or Path(known.data).exists()
         return known if there else None
 
 

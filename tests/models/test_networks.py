@@ -54,6 +54,7 @@ LIGHT = (
     "wrn16_1",
     "wrn16_2,dropout=0.3",
     "mobilenet_v2,width=0.25",
+    "patchnet",
 )
 VIT = "vit_small_32x32,dim=12,depth=2,mlp_dim=8"
 

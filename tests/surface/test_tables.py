@@ -49,6 +49,28 @@ def test_the_weightformer_tables_are_the_reports(regime: str):
     assert markdown_table(rows) == (folder / regime / "table.md").read_text("utf-8")
 
 
+def finished(*names: str) -> list[str]:
+    return [study.name for study in STUDIES if study.name in names]
+
+
+@pytest.mark.parametrize("name", finished("distillation_small", "merging", "soups"))
+def test_the_tables_of_methods_are_the_reports(name: str):
+    folder = ROOT / "benchmarks" / name
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    columns = None
+    if (folder / "rows.py").exists():
+        columns = script(folder / "rows.py").COLUMNS
+    assert table == markdown_table(read_reports(folder), columns)
+
+
+@pytest.mark.parametrize("name", finished("distillation_speed", "online_small"))
+def test_the_tables_of_measurements_are_the_reports(name: str):
+    folder = ROOT / "benchmarks" / name
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert table == script(folder / "run.py").table(report["rows"])
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_every_study_says_what_it_is(study: Path):
     readme = (study / "README.md").read_text(encoding="utf-8")
