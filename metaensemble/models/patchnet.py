@@ -61,10 +61,10 @@ def patchnet(
     classes: int,
     input_shape: InputShape,
     *,
-    width: Size = 5,
+    width: Size = 4,
     power: Annotated[int, Field(ge=2, le=16)] = 3,
     rho: Annotated[float, Field(gt=0)] = 1.0,
-    scale: Annotated[float, Field(gt=0)] = 0.001,
+    scale: Annotated[float, Field(gt=0)] = 0.0003,
 ) -> nn.Module:
     """One layer of filters over patches, smoothed ReLU, summed per class.
 
