@@ -5,11 +5,13 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
+from metaensemble.alignment.apply import refuse_unfitting
 from metaensemble.alignment.groups import PermutationSpec
 from metaensemble.alignment.proof import prove
 from metaensemble.alignment.trace import derive_permutations
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.files import write_text
+from metaensemble.core.guards import one_line, parse_json
 
 
 def save_spec(path: Path, spec: PermutationSpec) -> None:
@@ -33,15 +35,29 @@ def load_spec(path: Path) -> PermutationSpec:
             "docs/alignment.md describes it"
         )
     try:
-        return PermutationSpec.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        at = f" at {place}" if place else ""
+        text = path.read_text(encoding="utf-8")
+        spec = PermutationSpec.model_validate(parse_json(text))
+    except ValueError as error:  # pydantic's is one
         raise InputError(
-            f"{path} must be a permutation spec, but{at}: {first['msg']}; "
+            f"{path} must be a permutation spec, but{_told(error)}; "
             "docs/alignment.md describes the format"
         ) from error
+    for group in spec.groups:
+        if group.size > sum(axis.count for axis in group.axes):
+            raise InputError(
+                f"every channel of a group must be in some axis, but {group.name!r} in "
+                f"{path} has {group.size} channels and fewer in its axes; correct it"
+            )
+    return spec
+
+
+def _told(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return f": {one_line(error)}"
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    at = f" at {one_line(place)}" if place else ""
+    return f"{at}: {first['msg']}"
 
 
 def spec_for(
@@ -61,7 +77,12 @@ def spec_for(
     """
     if path is None:
         spec = derive_permutations(network, input_shape)
-    else:
-        spec = load_spec(path)
-    prove(network, spec, input_shape)
+        prove(network, spec, input_shape)
+        return spec
+    spec = load_spec(path)
+    try:
+        refuse_unfitting(spec, network.state_dict())  # before anything of its sizes
+        prove(network, spec, input_shape)
+    except InputError as error:
+        raise InputError(f"{path} must suit the network: {error}") from error
     return spec

@@ -47,10 +47,11 @@ def run(arguments: Sequence[str]) -> None:
     story = Story(regime=options.regime)
     out, overwrite = options.out, options.overwrite
     with (
-        run_folder(out, options, overwrite=overwrite, extra={}) as folder,
+        run_folder(out, options, overwrite=overwrite, extra={}) as run,
         tempfile.TemporaryDirectory() as cache,
-        RunLog(folder / "log.jsonl", quiet=options.quiet) as log,
+        RunLog(run.own / "log.jsonl", quiet=options.quiet) as log,
     ):
+        folder = run.own
         data = story.load(options.seed)
         running = RunOptions(seed=options.seed, device="cpu", cache=Path(cache))
         session = open_session(running, data, folder, log)

@@ -44,7 +44,9 @@ def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse(Evaluate, arguments, "evaluate", positional="models")
     if options.json_file:
-        claim_output(options.json_file, overwrite=options.overwrite)
+        claim_output(
+            options.json_file, overwrite=options.overwrite, inputs=options.models
+        )
     data = options.load()
     ensemble = options.load_members(options.models, data, at_least=1)
     with RunLog(quiet=options.quiet) as log:

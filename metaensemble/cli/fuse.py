@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from metaensemble.cli.parse import parse_with_method
 from metaensemble.cli.show import command_line, show
 from metaensemble.core.files import claim_output
-from metaensemble.engine import RunLog
 from metaensemble.methods import OnlineMethod
 from metaensemble.teachers import Ensemble
 from metaensemble.workflows.fuse import FuseConfig, FuseOptions, fuse_into
@@ -39,13 +38,15 @@ def run(arguments: Sequence[str]) -> None:
             config.members, data, at_least=max(1, method.fewest_members)
         )
     extra = {"teachers_sha256": [m.sha256 for m in ensemble.members]}
-    with run_folder(config.out, config, overwrite=config.overwrite, extra=extra) as f:
-        with RunLog(f / "log.jsonl", quiet=config.quiet) as log:
-            session = open_session(config, data, f, log)
+    with run_folder(
+        config.out, config, overwrite=config.overwrite, extra=extra
+    ) as folder:
+        with folder.log(config) as log:
+            session = open_session(config, data, folder.shared, log)
             command = command_line("fuse", arguments)
             if isinstance(method, OnlineMethod) and alone:
                 report = grow_into(
-                    f,
+                    folder.own,
                     session,
                     method,
                     config.choices,
@@ -55,7 +56,7 @@ def run(arguments: Sequence[str]) -> None:
                 )
             else:
                 report = fuse_into(
-                    f,
+                    folder.own,
                     session,
                     ensemble,
                     method,

@@ -5,8 +5,7 @@ from typing import Any
 
 from metaensemble.cli.parse import parse
 from metaensemble.core.errors import InputError
-from metaensemble.core.files import claim_output
-from metaensemble.engine import RunLog
+from metaensemble.core.files import claim_output, partial_folder
 from metaensemble.report.conditioning import listening
 from metaensemble.weightformer import load_predictor, save_predictor
 from metaensemble.workflows.conditioning import with_conditioning
@@ -28,19 +27,21 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(
         LearnWeightformer, arguments, "learn-weightformer", positional="zoo"
     )
-    claim_output(options.out, overwrite=options.overwrite)
     if options.out.suffix != ".safetensors":
         raise InputError(
             f"--out must be a .safetensors file, but is {options.out}; rename it"
         )
+    side = options.out.with_suffix("")  # config, log and, before the end, checkpoints
+    side = side.with_name(side.name + "-training")
+    # A run that was killed once it had written --out is unfinished, and goes on.
+    again = options.overwrite or partial_folder(side).exists()
+    claim_output(options.out, overwrite=again, inputs=options.zoo)
     data = options.load(unlabelled=options.unlabelled)
     zoo = options.load_members(options.zoo, data)
     extra = {"zoo_sha256": [m.sha256 for m in zoo.members]}
-    side = options.out.with_suffix("")  # config, log and, before the end, checkpoints
-    side = side.with_name(side.name + "-training")
     with run_folder(side, options, overwrite=options.overwrite, extra=extra) as folder:
-        with RunLog(folder / "log.jsonl", quiet=options.quiet) as log:
-            session = open_session(options, data, folder, log)
+        with folder.log(options) as log:
+            session = open_session(options, data, folder.shared, log)
             learnt = learn_predictor(
                 session,
                 zoo,
@@ -50,8 +51,10 @@ def run(arguments: Sequence[str]) -> None:
                 data_options=options,
             )
             predictor = with_conditioning(session, learnt.predictor, zoo)
+            if session.world.first:
+                save_predictor(options.out, predictor)
+            session.world.wait()
             session.clear_checkpoints()
-            save_predictor(options.out, predictor)
     best = min(learnt.student.history, key=lambda row: row["objective"])
     print(
         f"{options.out}: best on validation at step {int(best['step'])}, where the "

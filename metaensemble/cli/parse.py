@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.guards import LARGEST_YAML, one_line, parse_yaml
 from metaensemble.workflows.registry import METHODS, method_type
 
 C = TypeVar("C", bound=Config)
@@ -121,15 +121,17 @@ def read_yaml(path: Path, config: type[Config]) -> dict[str, Any]:
             "every run writes one: RUN/config.yaml"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
+        with path.open(encoding="utf-8") as file:
+            values = parse_yaml(file.read(LARGEST_YAML + 1))
+    except ValueError as error:
         raise InputError(
-            f"{path} must be YAML, but is not ({text}); mend or leave out --config"
+            f"{path} must be YAML, but is not ({one_line(error)}); "
+            "mend or leave out --config"
         ) from error
     if not isinstance(values, dict):
         raise InputError(
-            f"{path} must map options to values, but holds {values!r}; "
+            f"{path} must map options to values, but holds "
+            f"{one_line(repr(values))}; "
             "write lines such as seed: 1"
         )
     fields = config.model_fields
@@ -140,7 +142,8 @@ def read_yaml(path: Path, config: type[Config]) -> dict[str, Any]:
             known = f"known are {', '.join(fields)}"
             hint = f"did you mean {near[0]!r}?" if near else known
             raise InputError(
-                f"every key of {path} must be an option, but {key!r} is not; {hint}"
+                f"every key of {path} must be an option, but "
+                f"{one_line(repr(key))} is not; {hint}"
             )
         info = fields[key]
         annotation: Any = info.rebuild_annotation()
@@ -253,5 +256,5 @@ def _first(error: ValidationError) -> str:
         return message  # of a validator of ours, a whole sentence
     message = message[0].lower() + message[1:]
     place = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-    where = f"{place}: " if place else ""
-    return f"{where}{message}, but got {first['input']!r}"
+    where = f"{one_line(place)}: " if place else ""
+    return f"{where}{message}, but got {one_line(repr(first['input']))}"

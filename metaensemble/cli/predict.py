@@ -8,7 +8,6 @@ from pathlib import Path
 from metaensemble.cli.parse import parse
 from metaensemble.cli.show import command_line, show
 from metaensemble.core.files import claim_output
-from metaensemble.engine import RunLog
 from metaensemble.methods import reading_for
 from metaensemble.report import Report, write_report
 from metaensemble.report.conditioning import listening, listening_lines
@@ -63,13 +62,13 @@ def run(arguments: Sequence[str]) -> None:
         options.out, options, overwrite=options.overwrite, extra=extra
     ) as folder:
         if data is None:
-            notes = _write_unmeasured(folder, ensemble, predictor, options)
+            notes = _write_unmeasured(folder.own, ensemble, predictor, options)
             report = None
         else:
-            with RunLog(folder / "log.jsonl", quiet=options.quiet) as log:
-                session = open_session(options, data, folder, log)
+            with folder.log(options) as log:
+                session = open_session(options, data, folder.shared, log)
                 report = _write_measured(
-                    folder,
+                    folder.own,
                     session,
                     [ensemble, *others],
                     predictor,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from metaensemble.cli.parse import parse
 from metaensemble.core.files import claim_output
-from metaensemble.engine import RunLog
 from metaensemble.models import Architecture
 from metaensemble.teachers import load_member
 from metaensemble.workflows.options import open_session, run_folder
@@ -30,13 +29,13 @@ def run(arguments: Sequence[str]) -> None:
     start = load_member(options.start, data=data) if options.start else None
     extra = {"start_sha256": start.sha256 if start else None}
     with run_folder(
-        options.out, options, overwrite=options.overwrite, extra=extra
-    ) as f:
-        with RunLog(f / "log.jsonl", quiet=options.quiet) as log:
-            session = open_session(options, data, f, log)
+        options.out, options, overwrite=options.overwrite, extra=extra, divided=False
+    ) as folder:
+        with folder.log(options) as log:
+            session = open_session(options, data, folder.shared, log)
             taught = teach_members(
                 session,
-                f,
+                folder.shared,
                 architecture=options.architecture,
                 members=options.members,
                 method=options.supervised,

@@ -14,3 +14,10 @@ class MissingFileError(InputError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class DiskError(InputError, OSError):
+    """Something cannot be written; the message says why, and how to go on."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.files import atomic_path
+from metaensemble.core.guards import one_line, parse_json, refuse_irregular
 
 State = dict[str, Tensor]
 
@@ -49,15 +50,15 @@ def load_state(path: Path) -> tuple[State, dict[str, Any] | None]:
 
     Raises:
         MissingFileError: there is no such file.
-        InputError: the file is not a readable checkpoint, or a tensor is not finite.
+        InputError: the file is not a readable checkpoint, would take more memory than
+            its own size, or a tensor is not finite.
     """
     if not path.exists():
         raise MissingFileError(
             f"a member must be a checkpoint file, but {path} does not exist; "
             "make members with: metaensemble teach --out ZOO"
         )
-    if path.is_dir():
-        raise InputError(f"a checkpoint must be a file, but {path} is a folder")
+    refuse_irregular(path, "a checkpoint")
     if path.suffix == ".safetensors":
         state, metadata = _load_safetensors(path)
     else:
@@ -106,11 +107,11 @@ def _load_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
         with safe_open(path, framework="pt") as handle:
             text = (handle.metadata() or {}).get(METADATA_KEY)
             state = {name: handle.get_tensor(name) for name in handle.keys()}
-        metadata = None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError) as error:
+        metadata = None if text is None else parse_json(text)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} must be a whole safetensors file, but reading it failed "
-            f"({_one_line(error)}); copy or make it again"
+            f"({one_line(error)}); copy or make it again"
         ) from error
     if metadata is not None and not isinstance(metadata, dict):
         raise InputError(
@@ -122,34 +123,82 @@ def _load_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
 
 def _load_pickled(path: Path, *, mapped: bool = False) -> State:
     try:
-        mmap = mapped and zipfile.is_zipfile(path)  # older formats cannot be mapped
+        zipped = _refuse_packed(path)
+        mmap = mapped and zipped  # older formats cannot be mapped
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises half a dozen types for broken files
         raise InputError(
             f"{path} must be a state dict that loads without executing code "
             f"(torch.load with weights_only=True), but loading failed "
-            f"({_one_line(error)}); save it again with "
+            f"({one_line(error)}); save it again with "
             "torch.save(model.state_dict(), path)"
         ) from error
+    kind = type(value).__name__
+    pairs = _pairs(value)
     for key in ("state_dict", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
+        if isinstance(pairs.get(key), dict):
+            kind, pairs = type(pairs[key]).__name__, _pairs(pairs[key])
+    state = {k: v.detach() for k, v in pairs.items() if isinstance(v, Tensor)}
     if not isinstance(value, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
+        isinstance(name, str) and name in state for name in pairs
     ):
         raise InputError(
             f"{path} must hold a state dict (names to tensors), but holds a "
-            f"{type(value).__name__} of other things; save model.state_dict()"
+            f"{kind} of other things; save model.state_dict()"
         )
-    wrapped = all(name.startswith("module.") for name in value)  # by DataParallel
+    _refuse_unreal(state, path)
+    wrapped = all(name.startswith("module.") for name in state)  # by DataParallel
     prefix = "module." if wrapped else ""
-    return {name.removeprefix(prefix): v.detach() for name, v in value.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _refuse_packed(path: Path) -> bool:
+    """Tell whether `path` is a zip file, which must not unfold: torch compresses none.
+
+    Raises:
+        ValueError: a few of its bytes stand for many.
+    """
+    with path.open("rb") as handle:
+        if handle.read(4) != b"PK\3\4":  # torch's own criterion
+            return False
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        # Of a comment another reader might think that it is the table of contents.
+        if unpacked > path.stat().st_size or archive.comment:
+            raise ValueError(f"it is a zip file that unfolds to {unpacked} bytes")
+    return True
+
+
+def _pairs(value: object) -> dict[Any, Any]:
+    """Return a dict's items, whatever attributes a pickle gave an `OrderedDict`."""
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
+
+
+def _refuse_unreal(state: State, path: Path) -> None:
+    """Raise `InputError` for a tensor without values of its own in the file.
+
+    Such as one on no device, or one number that a stride of 0 spreads over a terabyte.
+    """
+    size = path.stat().st_size
+    for name, tensor in state.items():
+        dense = tensor.layout is torch.strided and not tensor.is_nested
+        real = dense and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not real or tensor.numel() * tensor.element_size() > size:
+            raise InputError(
+                f"tensors must be dense and lie in their file, but {name!r} of {path} "
+                f"({tensor.dtype}, shape {tuple(tensor.shape)}) does not; "
+                "save plain, contiguous tensors"
+            )
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], source: str) -> None:
     """Raise `InputError` if a floating tensor holds NaN or an infinity."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        if tensor.element_size() == 1:  # torch knows no isfinite for all of these
+            tensor = _widened(name, tensor, source)
+        if not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"weights must be finite, but {source} has NaN or infinity in "
                 f"{name!r}; leave this member out or train it again"
@@ -195,10 +244,15 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _widened(name: str, tensor: Tensor, source: str) -> Tensor:
+    try:
+        return tensor.float()
+    except RuntimeError as error:  # four bits
+        raise InputError(
+            f"weights must be of a type that can be computed with, but {source} has "
+            f"{tensor.dtype} in {name!r}; save them as float32"
+        ) from error
+
+
 def _and_more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

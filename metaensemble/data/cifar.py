@@ -1,11 +1,11 @@
 """CIFAR-10 and CIFAR-100 as first published: pickles in a folder or a tarball.
 
 Source: https://www.cs.toronto.edu/~kriz/cifar.html. Pickles can execute code, so they
-are read by an unpickler that knows nothing but numpy arrays.
+are read by `read_pickle`, which knows nothing but containers and numpy arrays.
 """
 
+import gzip
 import io
-import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,13 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.guards import affordable, one_line, refuse_irregular
 from metaensemble.data.augmentation import Augmentation
+from metaensemble.data.pickled import read_pickle
 from metaensemble.data.raw import (
     ArraySource,
     RawData,
     as_labels,
-    one_line,
     refuse_empty,
     refuse_foreign_labels,
     refuse_odd_classes,
@@ -34,16 +35,8 @@ FILES_100 = ("train", "test", "meta")
 FOLDERS = ("cifar-10-batches-py", "cifar-100-python")
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 SHAPE = (3, 32, 32)
-
-_reconstruct = np.empty(0).__reduce__()[0]  # where it lives depends on numpy's version
-ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes in old protocols
-}
-"""Everything a CIFAR pickle may name."""
+MOST_BYTES = 2**29
+"""Bytes of all files together; CIFAR's have 186 million."""
 
 
 def is_cifar(path: Path) -> bool:
@@ -56,10 +49,15 @@ def read_cifar(path: Path) -> RawData:
     if path.is_dir():
         folder = _folder(path) or path
         names = {file.name for file in folder.iterdir() if file.is_file()}
-        files = {
-            name: (folder / name).read_bytes()
-            for name in names.intersection(FILES_10 + FILES_100)
-        }
+        files: dict[str, bytes] = {}
+        for name in sorted(names.intersection(FILES_10 + FILES_100)):
+            size = (folder / name).stat().st_size
+            if size > MOST_BYTES:
+                raise InputError(
+                    f"a CIFAR file must have at most {MOST_BYTES} bytes, but "
+                    f"{folder / name} has {size}; download it again"
+                )
+            files[name] = (folder / name).read_bytes()
     else:
         files = _members(path)
     if "data_batch_1" in files or "batches.meta" in files:
@@ -81,19 +79,46 @@ def _folder(path: Path) -> Path | None:
 def _members(path: Path) -> dict[str, bytes]:
     """Return the contents of a tarball's CIFAR files by bare name, in memory."""
     files: dict[str, bytes] = {}
+    refuse_irregular(path, "a tarball")
     try:
-        with tarfile.open(path, "r|*") as tar:  # one pass, nothing is extracted
+        with path.open("rb") as handle:
+            packed = handle.read(2) == b"\x1f\x8b"
+        most = min(MOST_BYTES, affordable(path.stat().st_size))
+        with (
+            gzip.open(path) if packed else path.open("rb") as plain,
+            # one pass, nothing is extracted
+            tarfile.open(fileobj=_AtMost(plain, most), mode="r|") as tar,
+        ):
             for member in tar:
                 name = member.name.rsplit("/", 1)[-1]
-                if member.isfile() and name in FILES_10 + FILES_100:
-                    handle = tar.extractfile(member)
-                    files[name] = handle.read() if handle else b""
+                if not (member.isfile() and name in FILES_10 + FILES_100):
+                    continue
+                if member.size > most:  # the holes of a sparse file lie in no tarball
+                    raise ValueError(f"{name} in it has {member.size} bytes")
+                content = tar.extractfile(member)
+                files[name] = content.read() if content else b""
     except Exception as error:  # tarfile, gzip and zlib raise their own
         raise InputError(
             f"{path} must be a whole tarball, but reading it failed "
             f"({one_line(error)}); download it again"
         ) from error
     return files
+
+
+class _AtMost(io.RawIOBase):
+    """A stream that fails when more than so many bytes are asked of it."""
+
+    def __init__(self, stream: io.BufferedIOBase, most: int) -> None:
+        self.stream = stream
+        self.left = most
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if not 0 <= size <= self.left:
+            raise ValueError("it unfolds to more than a data set of its size")
+        content = self.stream.read(size)
+        self.left -= len(content)
+        return content
 
 
 def _assembled(
@@ -122,27 +147,10 @@ def _assembled(
     return RawData(name, classes, train, test, Augmentation(pad=4, flip=True))
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that refuses every global but those of `ALLOWED`."""
-
-    where: str = "the pickle"
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in ALLOWED:
-            raise InputError(
-                f"a CIFAR pickle must hold only numpy arrays, but {self.where} names "
-                f"'{module_name}.{global_name}', which could execute code; do not use "
-                "this file, download the data from its source"
-            )
-        return ALLOWED[module_name, global_name]
-
-
 def _unpickled(content: bytes, where: str) -> dict[str, Any]:
     """Return the dict in a pickle, its keys as text; no code of its is executed."""
-    reader = _ArraysOnly(io.BytesIO(content), encoding="bytes")
-    reader.where = where
     try:
-        value = reader.load()
+        value = read_pickle(content, where)
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -167,7 +175,12 @@ def _class_names(meta: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise InputError(
             f"{where} must have the list label_names or fine_label_names, but has "
-            f"only {', '.join(meta) or 'nothing'}; download it again"
+            f"only {one_line(', '.join(meta) or 'nothing')}; download it again"
+        )
+    if not set(map(type, names)) <= {bytes, str}:
+        raise InputError(
+            f"class names must be texts, but those of {where} are not all; "
+            "download it again"
         )
     return tuple(map(_text, names))
 
@@ -181,7 +194,7 @@ def _batch(
     if data is None or labels is None:
         raise InputError(
             f"{where} must have data and labels (or fine_labels), but has only "
-            f"{', '.join(value) or 'nothing'}; download it again"
+            f"{one_line(', '.join(value) or 'nothing')}; download it again"
         )
     size = int(np.prod(SHAPE))
     if not isinstance(data, np.ndarray) or (data.dtype, data.shape[1:]) != (

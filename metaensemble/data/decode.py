@@ -16,8 +16,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from metaensemble.core.errors import InputError
+from metaensemble.core.guards import one_line, refuse_irregular
 from metaensemble.data.augmentation import FLIP_BELOW, Augmentation
-from metaensemble.data.raw import one_line
 
 Encoded = Path | bytes
 """An image file, by path or as its content."""
@@ -29,6 +29,11 @@ DEFAULT_SIZE = 224
 LARGEST_NATIVE_SIZE = 512
 SMALL_SIZE = 64
 """Up to this size an image is not resized to more than it is cropped to."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Whatever a file is called: for some others PIL starts programs (EPS: Ghostscript)."""
+MOST_PIXELS = 2**26
+"""An image of 8192 x 8192; it takes 200 MB."""
 
 GREY_MODES = ("1", "L", "LA")
 DEEP_MODES = ("I", "F")
@@ -124,11 +129,19 @@ def decode_all(
 
 def _opened(encoded: Encoded, name: str) -> Image.Image:
     """Return the image with only its header read."""
+    if isinstance(encoded, Path) and encoded.exists():
+        refuse_irregular(encoded, "an image")
     try:
         source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        image = Image.open(source)
+        image = Image.open(source, formats=FORMATS)
     except Exception as error:
         raise _unreadable(name, error) from error
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise InputError(
+            f"images must have at most {MOST_PIXELS} pixels, but {name} has "
+            f"{image.width} x {image.height}; scale it down"
+        )
     if image.mode.startswith(DEEP_MODES):
         image.close()
         raise InputError(

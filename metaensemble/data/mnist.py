@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.guards import affordable, one_line
 from metaensemble.data.augmentation import Augmentation
 from metaensemble.data.raw import (
     ArraySource,
     RawData,
     numbered_classes,
-    one_line,
     refuse_foreign_labels,
     refuse_odd_classes,
 )
@@ -85,26 +85,36 @@ def _source(path: Path, parts: dict[str, Tensor], half: str) -> ArraySource:
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """Return an idx file of unsigned bytes as a uint8 tensor."""
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+            shape = _shape(handle.read(4 + 4 * dimensions), path, dimensions)
+            size = math.prod(shape)
+            if 0 < size <= affordable(path.stat().st_size):
+                content = handle.read(size + 1)  # to the end, where gzip checks the sum
+            else:
+                content = b""
+    except InputError:
+        raise
     except Exception as error:  # gzip and zlib raise their own
         raise InputError(
             f"{path} must be a whole gzip file, but reading it failed "
             f"({one_line(error)}); download it again"
         ) from error
-    header = 4 + 4 * dimensions
+    if len(content) != size or size == 0:
+        got = f"more than {size}" if len(content) > size else len(content)
+        raise InputError(
+            f"{path} must hold {' x '.join(map(str, shape))} bytes after its header, "
+            f"at least one, but holds {got}; download it again"
+        )
+    data = np.frombuffer(content, np.uint8).reshape(shape)
+    return torch.from_numpy(data.copy())
+
+
+def _shape(header: bytes, path: Path, dimensions: int) -> tuple[int, ...]:
     magic = bytes((0, 0, UNSIGNED_BYTE, dimensions))
-    if len(content) < header or content[:4] != magic:
+    if len(header) < 4 + 4 * dimensions or header[:4] != magic:
         raise InputError(
             f"{path} must be an idx file of bytes in {dimensions} dimensions (first "
             f"bytes {magic.hex(' ')}), but begins with "
-            f"{content[:4].hex(' ') or 'nothing'}; download it again"
+            f"{header[:4].hex(' ') or 'nothing'}; download it again"
         )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    if len(content) - header != math.prod(shape) or 0 in shape:
-        raise InputError(
-            f"{path} must hold {' x '.join(map(str, shape))} bytes after its header, "
-            f"at least one, but holds {len(content) - header}; download it again"
-        )
-    data = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-    return torch.from_numpy(data.copy())
+    return struct.unpack(f">{dimensions}I", header[4:])

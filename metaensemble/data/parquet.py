@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.guards import (
+    affordable,
+    one_line,
+    parse_json,
+    refuse_irregular,
+)
 from metaensemble.data.augmentation import standard
 from metaensemble.data.decode import agreed_shape, decode, decode_all
 from metaensemble.data.raw import (
@@ -22,7 +27,6 @@ from metaensemble.data.raw import (
     Source,
     as_labels,
     numbered_classes,
-    one_line,
     refuse_empty,
     refuse_foreign_labels,
     refuse_odd_classes,
@@ -34,6 +38,8 @@ LABEL_COLUMNS = ("label", "fine_label", "labels")
 TEST_PATTERNS = ("test*.parquet", "validation*.parquet", "val*.parquet")
 """Files of test images; a later pattern counts only if the earlier match nothing."""
 
+ROWS_AT_ONCE = 64
+"""Rows that are read before their size is looked at."""
 SAMPLE = 1_000
 """Images, spread evenly, whose headers decide on shape and colour."""
 
@@ -128,12 +134,13 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 
 def _read(path: Path) -> Shard:
+    refuse_irregular(path, "a parquet file")
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             image = _column(path, schema, IMAGE_COLUMNS)
             label = _column(path, schema, LABEL_COLUMNS)
-            table = file.read(columns=[image, label])
+            table = _table(file, [image, label], affordable(path.stat().st_size))
         return Shard(
             path,
             _image_bytes(path, table.column(image)),
@@ -147,6 +154,23 @@ def _read(path: Path) -> Shard:
             f"{path} must be a whole parquet file, but reading it failed "
             f"({one_line(error)}); copy or make it again"
         ) from error
+
+
+def _table(file: pq.ParquetFile, columns: list[str], most: int) -> pa.Table:
+    """Return columns; a few bytes of a file can stand for endless rows of them.
+
+    Raises:
+        ValueError: they take more than `most` bytes.
+    """
+    batches, size = [], 0
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > most:
+            raise ValueError(f"it unfolds to more than {most} bytes")
+    if not batches:
+        return file.schema_arrow.empty_table().select(columns)
+    return pa.Table.from_batches(batches)
 
 
 def _column(path: Path, schema: pa.Schema, names: Sequence[str]) -> str:
@@ -186,7 +210,7 @@ def _labels(path: Path, column: pa.ChunkedArray) -> Int64[Tensor, " images"]:
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """Return the names in the schema's ``huggingface`` metadata, if it has them."""
-    value = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
     for key in ("info", "features", label, "names"):
         value = value.get(key) if isinstance(value, dict) else None
     return tuple(map(str, value)) if isinstance(value, list) and value else None

@@ -10,8 +10,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from metaensemble.core.errors import InputError
+from metaensemble.core.guards import one_line
 from metaensemble.data.augmentation import Augmentation
 from metaensemble.data.split import Split, TensorSplit
+
+NUMBERS = {int, float, bool}
+"""Types of what a list of labels may hold; as lists in lists, few bytes are many."""
 
 
 class Source(ABC):
@@ -98,7 +102,16 @@ def refuse_foreign_labels(labels: Tensor, classes: Sequence[str], where: str) ->
 
 
 def refuse_odd_classes(classes: Sequence[str], where: str) -> None:
-    """Raise `InputError` unless there are at least two classes, named apart."""
+    """Raise `InputError` unless there are at least two classes, named apart.
+
+    In Unicode: other names cannot be written to a member's record.
+    """
+    for name in classes:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise InputError(
+                f"class names must be Unicode, but {where} names a class {name!r}; "
+                "rename it"
+            )
     if len(classes) < 2:
         raise InputError(
             f"data must have at least 2 classes, but {where} has {len(classes)}; "
@@ -112,12 +125,6 @@ def refuse_odd_classes(classes: Sequence[str], where: str) -> None:
         )
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's text on one line of at most 160 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
 def as_labels(values: object, where: str) -> Int64[Tensor, " images"]:
     """Return a sequence of integers as int64 labels.
 
@@ -125,6 +132,8 @@ def as_labels(values: object, where: str) -> Int64[Tensor, " images"]:
         InputError: `values` is something else.
     """
     try:
+        if isinstance(values, list) and not set(map(type, values)) <= NUMBERS:
+            raise TypeError("they are not all numbers")
         labels = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(

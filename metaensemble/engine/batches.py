@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from metaensemble.core.distributed import ALONE, World
 from metaensemble.data import (
     Augmentation,
     Normalization,
@@ -73,26 +74,35 @@ class TrainingBatches:
         epoch = epoch_of(len(self.split), self.batch_size, step)
         return epoch % self.views if self.views else epoch
 
-    def run_teachers(self, steps: int, log: RunLog) -> None:
+    def run_teachers(self, steps: int, log: RunLog, world: World = ALONE) -> None:
         """Compute the teachers' logits for all views of the first `steps` batches.
 
         `__call__` would do it when a view is first needed; ahead of the training it
         has a progress of its own, and the training's time left is to be trusted.
+
+        Args:
+            steps: of the training.
+            log: shows progress.
+            world: the processes that share the work, and the cache's folder.
         """
         if self.teachers is None or self.live:
             return
         views = sorted({self.view_of(step) for step in range(steps)})
-        members = self.teachers.members
-        log.begin("teachers' outputs", len(views) * len(members))
-        for i, view in enumerate(views):
-            for j, member in enumerate(members):
-                self._logits(member, view)
-                log.advance(i * len(members) + j + 1)
+        wanted = [(member, view) for view in views for member in self.teachers.members]
+        mine = world.share(wanted)
+        log.begin("teachers' outputs", len(mine))
+        for done, (member, view) in enumerate(mine):
+            self._logits(member, view)
+            log.advance(done + 1)
+        world.wait()
+        for member, view in wanted:  # counts them, and computes what is not shared
+            self._logits(member, view)
 
-    def __call__(self, step: int) -> Batch:
-        """Return batch `step`."""
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> Batch:
+        """Return batch `step`, or one of the nearly equal parts of it."""
         count = len(self.split)
         indices = batch_indices(count, self.batch_size, self.seed, step)
+        indices = indices.tensor_split(parts)[part]
         view = self.view_of(step)
         draws = self._draws(view)[indices]
         images = self.split.batch(indices, self.augmentation, draws).to(self.device)

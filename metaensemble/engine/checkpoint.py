@@ -1,5 +1,6 @@
 """Checkpoints: learner, optimizer, step, best state; read safely, written whole."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import atomic_path
+
+SHARE = 0.02
+"""Most of the time that saving may take: where a save takes long, they are rarer."""
 
 
 @dataclass
@@ -31,12 +35,17 @@ class Progress:
     """One row per validation."""
     seconds: float = 0.0
     """Time spent so far, over all sessions."""
+    validation_seconds: float = 0.0
+    """Part of it that validations took."""
+    threads: int = 0
+    """Of the process that wrote it; sums over a batch depend on their number."""
 
 
 def save_progress(path: Path, progress: Progress) -> None:
     """Write a checkpoint, whole or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save(vars(progress), temporary)
+    # A handle: given a path, torch leaves its file open after a full disk.
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        torch.save(vars(progress), handle)
 
 
 def load_progress(path: Path) -> Progress | None:
@@ -54,3 +63,85 @@ def load_progress(path: Path) -> Progress | None:
             f"a checkpoint must be whole to resume from it, but {path} is not "
             f"({type(error).__name__}); delete it to start this stage again"
         ) from error
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When trainings save themselves, and how many states are kept."""
+
+    seconds: float = 30.0
+    """Time between two checkpoints."""
+    steps: int | None = None
+    """Steps between two checkpoints, beside the time; None for the time alone."""
+    keep: int = 2
+    """How many of the last checkpoints are kept."""
+
+
+class Checkpoints:
+    """The checkpoints of one training: files beside each other, the step in the name.
+
+    Args:
+        path: of the training, such as ``RUN/.kd.ckpt``; the files are
+            ``RUN/.kd.00001200.ckpt``.
+        saving: when, and how many are kept.
+    """
+
+    def __init__(self, path: Path, saving: Saving | None = None) -> None:
+        self.path = path
+        self.saving = saving or Saving()
+        self._last = time.monotonic()
+        self._took = 0.0
+
+    @property
+    def files(self) -> list[Path]:
+        """Return what there is, the newest first."""
+        stem, suffix = self.path.stem, self.path.suffix
+        found = [
+            path
+            for path in self.path.parent.glob(f"{stem}.*{suffix}")
+            if path.name[len(stem) + 1 : -len(suffix)].isdecimal()
+        ]
+        return sorted(found, reverse=True)
+
+    def due(self, step: int) -> bool:
+        """Return whether it is time to save, after `step` steps."""
+        saving = self.saving
+        if saving.steps is not None and step % saving.steps == 0:
+            return True
+        apart = max(saving.seconds, self._took / SHARE)
+        return time.monotonic() - self._last > apart
+
+    def save(self, progress: Progress) -> Path:
+        """Write a checkpoint, remove those that are no longer kept, return its file."""
+        began = time.monotonic()
+        progress.threads = torch.get_num_threads()
+        name = f"{self.path.stem}.{progress.step:08d}{self.path.suffix}"
+        path = self.path.with_name(name)
+        save_progress(path, progress)
+        for old in self.files[self.saving.keep :]:
+            old.unlink(missing_ok=True)
+        self._last = time.monotonic()
+        self._took = self._last - began
+        return path
+
+    def load(self) -> tuple[Progress | None, list[str]]:
+        """Return the newest whole checkpoint, if any, and what newer ones suffer from.
+
+        Raises:
+            InputError: there are some, and all are broken.
+        """
+        wrong: list[str] = []
+        files = self.files
+        for path in files:
+            try:
+                return load_progress(path), wrong
+            except InputError as error:
+                if path == files[-1]:
+                    raise
+                wrong.append(str(error))
+        return None, wrong
+
+    def clear(self) -> None:
+        """Remove all of them: the training is done."""
+        for path in self.files:
+            path.unlink(missing_ok=True)

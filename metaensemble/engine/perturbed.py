@@ -50,14 +50,15 @@ class PerturbedBatches:
         moves = {"none": 0, "tdiv_sdiv": pair, "ods": 1, "confods": 1}[self.kind]
         return moves + (len(self.teachers) if self.logits else 0)
 
-    def __call__(self, step: int) -> Batch:
-        """Return batch `step`."""
-        batch = self.batches(step)
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> Batch:
+        """Return batch `step`, or one of the nearly equal parts of it."""
+        batch = self.batches(step, part, parts)
         assert batch.pixels is not None
         pixels = batch.pixels
         if not pixels.is_floating_point():
             pixels = pixels.float() / 255
-        random = generator(self.batches.seed, "perturbation", step)
+        of_part = [part] if parts > 1 else []
+        random = generator(self.batches.seed, "perturbation", step, *of_part)
         moved = self._moved(pixels, random)
         with torch.no_grad():
             logits = self.teachers.logits(moved) if self.logits else None

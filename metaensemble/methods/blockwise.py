@@ -64,6 +64,8 @@ class Blockwise(FeatureMethod):
     needs: ClassVar[tuple[str, ...]] = ("images", "features")
     cost: ClassVar[str] = "one training in two stages; teachers run in each step"
 
+    divisible: ClassVar[bool] = False
+
     name: Literal["blockwise"] = "blockwise"
     """The method's name."""
     max_macs: Count | None = None

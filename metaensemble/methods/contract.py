@@ -68,6 +68,15 @@ class Learner(nn.Module, ABC):
     def export(self) -> nn.Module:
         """Return the deployable network as it now stands, detached from training."""
 
+    def heavy(self) -> list[nn.Module]:
+        """Return what costs the time, to be run in bfloat16 or compiled by choice.
+
+        The default is every direct submodule with parameters.
+        """
+        return [
+            child for child in self.children() if any(True for _ in child.parameters())
+        ]
+
     def predictions(
         self, inputs: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "networks batch classes"]:
@@ -121,10 +130,21 @@ class TrainedMethod(Method):
     """Whether its learner runs the teachers itself, on `Batch.pixels`, because it needs
     more of them than their logits; no cached logits come with its batches then."""
 
+    divisible: ClassVar[bool] = True
+    """Whether a batch may be divided, among processes or one part after another. Not
+    where training keeps a memory of what it saw that is not in the gradient."""
+
     epochs: float = Field(default=20, gt=0)
     """Passes over the distillation images."""
     batch_size: int = Field(default=128, ge=1)
     """Images per step."""
+    accumulate: int = Field(default=1, ge=1)
+    """Into how many parts a batch is divided whose gradients are added up, for networks
+    that do not fit; batch norm and losses between images then see a part each."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the networks under training compute in; losses and weights are float32."""
+    compile: bool = False
+    """Compile the networks under training (torch.compile): slow first, faster after."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     learning_rate: float = Field(default=0.05, gt=0)

@@ -42,6 +42,8 @@ class CRD(FeatureMethod):
         "teacher"
     )
 
+    divisible: ClassVar[bool] = False
+
     name: Literal["crd"] = "crd"
     """The method's name."""
     weight: float = Field(default=0.8, ge=0)

@@ -205,6 +205,10 @@ class WeightFormerLearner(Learner):
             losses["label"] = config.label_weight * labels
         return losses
 
+    def heavy(self) -> list[nn.Module]:
+        """Return the generator and the student that it writes."""
+        return [self.generator, *self._student]
+
     def reading(self, step: int) -> tuple[list[int], Reading]:
         """Return the members of the zoo that step `step` reads, and what it reads."""
         if not self._sets:

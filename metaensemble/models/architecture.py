@@ -74,6 +74,8 @@ SLIM = "slim"
 """A field that every architecture has; import paths', too."""
 BRANCHES = "branches"
 """Another one."""
+MOST_BRANCHES = 64
+"""More are a slip of the keyboard, or a hostile record."""
 UNIVERSAL = (BRANCHES, SLIM)
 """The fields that every architecture has, in the order in which they are applied."""
 
@@ -202,9 +204,10 @@ def build(
         return network
     if BRANCHES in architecture.fields:
         count = architecture.fields[BRANCHES]
-        if type(count) is not int or count < 2:
+        if type(count) is not int or not 2 <= count <= MOST_BRANCHES:
             raise InputError(
-                f"branches must be a whole number of at least 2, but is {count!r}; "
+                f"branches must be a whole number of at least 2, at most "
+                f"{MOST_BRANCHES}, but is {count!r}; "
                 "write it as resnet20,branches=3"
             )
         networks = [

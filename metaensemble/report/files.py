@@ -1,6 +1,5 @@
 """Reports on disk: written whole, read with every doubt spelled out."""
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.files import write_json
+from metaensemble.core.guards import one_line, parse_json, refuse_irregular
 from metaensemble.report.schema import SCHEMA, Report, Rows, Study
 
 OPTIONAL = (
@@ -93,16 +93,19 @@ def read_reports(path: Path) -> list[Report]:
             f"a run must hold a report, but {path} does not exist; "
             "make one with: metaensemble fuse MEMBER... --out RUN"
         )
+    refuse_irregular(path, "a report")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
-            f"a report must be JSON, but {path} is not ({error}); write it again"
+            f"a report must be JSON, but {path} is not ({one_line(error)}); "
+            "write it again"
         ) from error
     found = value.get("schema") if isinstance(value, dict) else None
     if found != SCHEMA:
         raise InputError(
-            f"a report must be of schema {SCHEMA}, but {path} has schema {found!r}; "
+            f"a report must be of schema {SCHEMA}, but {path} has schema "
+            f"{one_line(repr(found))}; "
             "read it with the metaensemble version that wrote it"
         )
     kind = Study if "study" in value else Rows if "rows" in value else Report
@@ -110,9 +113,9 @@ def read_reports(path: Path) -> list[Report]:
         document = kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = one_line(".".join(str(part) for part in first["loc"]))
         raise InputError(
             f"a report must follow schema {SCHEMA}, but in {path} {place!r} does not "
-            f"({first['msg']}); write it again"
+            f"({one_line(first['msg'])}); write it again"
         ) from error
     return [document] if isinstance(document, Report) else document.rows

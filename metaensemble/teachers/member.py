@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import sha256_of
+from metaensemble.core.guards import one_line
 from metaensemble.core.states import (
     LazyState,
     State,
@@ -141,7 +142,6 @@ def load_member(
     state, metadata = load_state(path)
     if metadata is not None:
         info = _parse_info(path, metadata)
-        _refuse_foreign_code(path, info, architecture)
     elif architecture is None or data is None:
         raise InputError(
             f"a bare state dict must come with its architecture and data, but {path} "
@@ -154,8 +154,8 @@ def load_member(
             input_shape=data.input_shape,
             normalization=normalization or data.normalization,
         )
-    shapes = _shapes(info.architecture, len(info.classes), info.input_shape)
-    _refuse_unfit(shapes, state, str(path), info.architecture)
+    wanted = _wanted(path, info, architecture)
+    _refuse_unfit(wanted, state, str(path), info.architecture)
     member = Member(path, sha256_of(path), info, tuple(sorted(state)))
     if data is None:
         return member
@@ -254,37 +254,60 @@ def load_strictly(
     Raises:
         InputError: the first tensor that does not fit is named.
     """
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    _refuse_unfit(shapes, state, source, architecture)
+    _refuse_unfit(network.state_dict(), state, source, architecture)
     network.load_state_dict(state, strict=False)
 
 
+def _wanted(path: Path, info: MemberInfo, consent: str | None) -> State:
+    """Return tensors like those of the network of `info`, without values."""
+    try:
+        named = Architecture.parse(info.architecture)
+        if named.is_import_path:
+            _refuse_foreign_code(path, named, consent)
+        return _blank(info.architecture, len(info.classes), info.input_shape)
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"the network of {path} must be known: {error}") from error
+    except Exception as error:  # sizes beyond all measure fail in many ways
+        raise InputError(
+            f"{path} must be a member whose network can be built, but "
+            f"{info.architecture} for images {info.input_shape} cannot "
+            f"({one_line(error)}); make it again with metaensemble teach"
+        ) from error
+
+
 @lru_cache(maxsize=16)  # many members of one architecture are checked in a row
-def _shapes(
+def _blank(
     architecture: str, classes: int, input_shape: tuple[int, int, int]
-) -> dict[str, torch.Size]:
-    network = build(architecture, classes, input_shape)
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+) -> dict[str, Tensor]:
+    named = Architecture.parse(architecture)
+    # Without memory: a hostile record may ask for terabytes. Code of the user's own may
+    # not bear it, but is consented to.
+    with torch.device("cpu" if named.is_import_path else "meta"):
+        network = build(named, classes, input_shape)
+    return {n: tensor.to("meta") for n, tensor in network.state_dict().items()}
 
 
-def _refuse_unfit(
-    shapes: Mapping[str, torch.Size], state: State, source: str, architecture: str
-) -> None:
-    for name, shape in shapes.items():
+def _refuse_unfit(wanted: State, state: State, source: str, architecture: str) -> None:
+    for name, like in wanted.items():
         if name not in state:
             if name.endswith("num_batches_tracked"):
                 continue
             problem = f"lacks {name!r}"
-        elif state[name].shape != shape:
-            got, want = tuple(state[name].shape), tuple(shape)
+        elif state[name].shape != like.shape:
+            got, want = tuple(state[name].shape), tuple(like.shape)
             problem = f"has {name!r} of shape {got} where it needs {want}"
+        elif like.is_floating_point() and not state[name].is_floating_point():
+            got, want = state[name].dtype, like.dtype
+            problem = f"has {name!r} of type {got} where it needs {want}"
         else:
             continue
         raise InputError(
             f"the tensors of {source} must be those of {architecture}, but it "
             f"{problem}; check --architecture, the classes and the input size"
         )
-    surplus = [name for name in state if name not in shapes]
+    surplus = [name for name in state if name not in wanted]
     if surplus:
         raise InputError(
             f"the tensors of {source} must be those of {architecture}, but it also "
@@ -300,18 +323,15 @@ def _parse_info(path: Path, metadata: Mapping[str, Any]) -> MemberInfo:
         where = ".".join(str(part) for part in first["loc"]) or "the record"
         raise InputError(
             f"{path} must be a member that metaensemble wrote, but {where} in its "
-            f"metadata is wrong ({first['msg']}); make it again with metaensemble teach"
+            f"metadata is wrong ({one_line(first['msg'])}); "
+            "make it again with metaensemble teach"
         ) from error
 
 
-def _refuse_foreign_code(path: Path, info: MemberInfo, consent: str | None) -> None:
+def _refuse_foreign_code(path: Path, named: Architecture, consent: str | None) -> None:
     """Refuse to import what a file names unless the user named it, too."""
-    named = Architecture.parse(info.architecture)
-    if not named.is_import_path:
-        return
     if consent is None or Architecture.parse(consent).plain != named.plain:
         raise InputError(
             f"code named by a file is not run unless you name it, too, but {path} asks "
-            f"for {info.architecture}; if you trust it, add --architecture "
-            f"{info.architecture}"
+            f"for {named}; if you trust it, add --architecture {named}"
         )

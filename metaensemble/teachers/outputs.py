@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metaensemble.core.errors import DiskError
 from metaensemble.core.files import atomic_path
 from metaensemble.data import Augmentation, Split, in_order
 from metaensemble.teachers.ensemble import Ensemble
@@ -132,8 +134,22 @@ class OutputCache:
         )
         rows = member.in_order(rows).contiguous()
         self.images_run += len(split)
-        with atomic_path(path) as temporary, temporary.open("wb") as handle:
-            np.save(handle, rows.numpy(), allow_pickle=False)
+        try:
+            with atomic_path(path) as temporary, temporary.open("wb") as handle:
+                np.save(_Stream(handle.write), rows.numpy(), allow_pickle=False)
+        except DiskError as error:
+            raise DiskError(f"{error}; --cache may name a folder elsewhere") from error
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What numpy does not take for a file.
+
+    Into a file it writes by itself, and tells nothing where the disk is full and the
+    array so small that it is only written when the file is closed.
+    """
+
+    write: Callable[[bytes], object]
 
 
 def _key(

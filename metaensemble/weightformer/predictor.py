@@ -1,16 +1,18 @@
 """A trained generator in a file, with what it needs to be used by a stranger."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError, MissingFileError
+from metaensemble.core.guards import one_line
 from metaensemble.core.states import State, load_state, save_state
 from metaensemble.data import Normalization
 from metaensemble.weightformer.config import WeightFormerConfig
@@ -160,17 +162,53 @@ def load_predictor(path: Path) -> Predictor:
         )
     try:
         info = PredictorInfo.model_validate(_completed(metadata))
-        network = WeightFormer(info.config, info.spec)
         frame = _taken(state, FRAME_PREFIX)
-        network.load_state_dict(state)
         if bool(frame) != info.frame:
             raise ValueError("the frame and the record of it disagree")
-    except (ValidationError, RuntimeError, ValueError) as error:
+        _refuse_odd_spec(info.spec)
+        _refuse_unfit(info, state)
+        network = WeightFormer(info.config, info.spec)
+        network.load_state_dict(state)
+    except Exception as error:  # the sizes of a hostile record fail in many ways
         raise InputError(
             f"{path} must be a predictor of this version of metaensemble, but does not "
-            "fit it; train it again with metaensemble learn-weightformer"
+            f"fit it ({one_line(error)}); "
+            "train it again with metaensemble learn-weightformer"
         ) from error
     return Predictor(network.eval(), info, frame or None)
+
+
+def _refuse_odd_spec(spec: TokenSpec) -> None:
+    """Raise `ValueError` unless the tokens are those of the tensors, each once."""
+    left = {name: math.prod(shape) for name, shape in spec.shapes.items()}
+    for layer in spec.layers:
+        for part in layer.parts:
+            numbers = math.prod(spec.shapes[part.tensor])
+            stop = part.width * (part.first_row + layer.rows)
+            if min(part.width, layer.rows) < 1 or part.first_row < 0 or stop > numbers:
+                raise ValueError(f"the tokens of {part.tensor!r} lie outside of it")
+            left[part.tensor] -= part.width * layer.rows
+    if any(left.values()) or min(map(min, filter(None, spec.shapes.values()))) < 1:
+        raise ValueError("the tokens are not all of the tensors")
+    if not set(spec.ties.values()) <= set(spec.shapes):
+        raise ValueError("a name is tied to none")
+
+
+def _refuse_unfit(info: PredictorInfo, state: State) -> None:
+    """Raise `ValueError` unless the file has all tensors of the network, before it is.
+
+    What a record asks for takes no memory before the file is known to hold as much.
+    """
+    if info.config.depth > len(state):
+        raise ValueError(f"it lacks tensors of {info.config.depth} blocks")
+    with torch.device("meta"):
+        wanted = WeightFormer(info.config, info.spec).state_dict()
+    odd = [n for n in wanted if n not in state or state[n].shape != wanted[n].shape]
+    odd += [name for name in state if name not in wanted]
+    if odd:
+        raise ValueError(f"{odd[0]!r} is missing, surplus or of another shape")
+    if not all(tensor.is_floating_point() for tensor in state.values()):
+        raise ValueError("its weights are no floating numbers")
 
 
 def _completed(metadata: dict[str, Any]) -> dict[str, Any]:

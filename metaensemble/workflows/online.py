@@ -187,7 +187,8 @@ def _trained(session: Session, stage: Stage, info: MemberInfo) -> Student:
         log=session.log,
         what=stage.name,
         validate=None if learner.preparation else validate,
-        checkpoint=session.checkpoint(stage.name),
+        checkpoints=session.checkpoints(stage.name),
+        world=session.world,
     )
     batch = min(method.batch_size, len(images))
     if stage.architecture is not None:

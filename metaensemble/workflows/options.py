@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field
 
 from metaensemble.core.config import Config
+from metaensemble.core.distributed import ALONE, World, current_world, local_gpu
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import output_folder, write_text
 from metaensemble.data import (
@@ -21,11 +22,22 @@ from metaensemble.data import (
     load_data,
     parse_normalization,
 )
-from metaensemble.engine import RunLog
+from metaensemble.engine import Checkpoints, RunLog, Saving
 from metaensemble.teachers import Average, Ensemble, OutputCache, load_ensemble
 
-NOT_IDENTITY = {"out", "overwrite", "quiet", "cache"}
+NOT_IDENTITY = {
+    "out",
+    "overwrite",
+    "quiet",
+    "cache",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "tensorboard",
+}
 """Options that do not change what a run computes."""
+SCRATCH = ".process-"
+"""Begins the names of folders whose files nobody keeps."""
 BEGINNINGS = {".identity", "config.yaml", "log.jsonl"}
 """What lies in a working folder before any work is done."""
 
@@ -113,6 +125,21 @@ class RunOptions(Config):
     ~/.cache/metaensemble."""
     quiet: bool = False
     """Show no progress."""
+    checkpoint_seconds: float = Field(default=30.0, gt=0)
+    """Time between two checkpoints of a training; more where saving takes long."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints, beside the time."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the last checkpoints are kept while a training runs."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard, too: the folder tensorboard beside log.jsonl."""
+
+    @property
+    def saving(self) -> Saving:
+        """Return when trainings save themselves."""
+        return Saving(
+            self.checkpoint_seconds, self.checkpoint_steps, self.keep_checkpoints
+        )
 
 
 @dataclass(frozen=True)
@@ -126,29 +153,70 @@ class Session:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     folder: Path | None = None
     """Where checkpoints grow; None for runs that need not be resumed."""
+    world: World = ALONE
+    """The processes that share every training."""
+    saving: Saving = field(default_factory=Saving)
+    """When trainings save themselves."""
 
     def reseeded(self, seed: int) -> "Session":
         """Return this session with another seed."""
         return replace(self, seed=seed)
 
-    def checkpoint(self, stage: str) -> Path | None:
-        """Return the checkpoint file of a stage."""
-        return self.folder / f".{stage}.ckpt" if self.folder else None
+    def alone(self) -> "Session":
+        """Return this session for a training that no other process takes part in."""
+        return replace(self, world=ALONE)
+
+    def checkpoints(self, stage: str) -> Checkpoints | None:
+        """Return the checkpoints of a stage."""
+        if self.folder is None:
+            return None
+        return Checkpoints(self.folder / f".{stage}.ckpt", self.saving)
 
     def clear_checkpoints(self) -> None:
         """Remove the checkpoints of finished stages."""
-        if self.folder:
+        if self.folder and self.world.first:
             for path in self.folder.glob(".*.ckpt"):
                 path.unlink()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run grows."""
+
+    shared: Path
+    """Of all processes of the run; becomes --out in the end."""
+    own: Path
+    """Where this process writes the run's files: `shared` for the first process, a
+    folder that is thrown away for others, which do the same work after the training."""
+
+    def log(self, options: RunOptions) -> RunLog:
+        """Return this process's log; the first one's is shown and stays."""
+        world = current_world()
+        name = "log.jsonl" if world.first else f"log.{world.rank}.jsonl"
+        curves = self.shared / "tensorboard"
+        return RunLog(
+            self.shared / name,
+            quiet=options.quiet or not world.first,
+            tensorboard=curves if options.tensorboard and world.first else None,
+        )
 
 
 def open_session(
     options: RunOptions, data: ImageData, folder: Path | None, log: RunLog
 ) -> Session:
-    """Return the session of a command."""
+    """Return the session of a command; checkpoints grow in `folder`, if any."""
     device = pick_device(options.device)
     cache = OutputCache(options.cache or default_cache(), device)
-    return Session(data, cache, log, options.seed, device, folder)
+    return Session(
+        data,
+        cache,
+        log,
+        options.seed,
+        device,
+        folder,
+        current_world(),
+        options.saving,
+    )
 
 
 def default_cache() -> Path:
@@ -164,7 +232,9 @@ def pick_device(name: str) -> torch.device:
         InputError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_gpu()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -178,8 +248,13 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def run_folder(
-    out: Path, config: Config, *, overwrite: bool, extra: dict[str, Any]
-) -> Iterator[Path]:
+    out: Path,
+    config: Config,
+    *,
+    overwrite: bool,
+    extra: dict[str, Any],
+    divided: bool = True,
+) -> Iterator[RunFolder]:
     """Yield the working folder of a run, its resolved ``config.yaml`` written.
 
     Input that is refused before any work is done leaves no working folder behind.
@@ -189,18 +264,63 @@ def run_folder(
         config: the resolved config; what changes the results identifies the run.
         overwrite: whether `out` may be replaced.
         extra: what else identifies the run, such as the members' hashes.
+        divided: whether the result depends on the number of processes.
     """
-    identity = as_yaml({**_identity(config), **extra})
-    with output_folder(out, identity, overwrite=overwrite) as folder:
-        for leftover in folder.rglob(".*.tmp"):  # of a process that was killed
-            leftover.unlink()
-        write_text(folder / "config.yaml", as_yaml(config.model_dump(mode="json")))
-        try:
-            yield folder
-        except InputError:
+    world = current_world()
+    processes = {"processes": world.size} if divided else {}
+    identity = as_yaml({**_identity(config), **extra, **processes})
+    with ExitStack() as stack:
+
+        def claim() -> Path:
+            claimed = output_folder(
+                out, identity, overwrite=overwrite, inputs=_inputs(config)
+            )
+            folder = stack.enter_context(claimed)
+            with _leaving_nothing(folder):
+                _tidy(folder)
+                text = as_yaml(config.model_dump(mode="json"))
+                write_text(folder / "config.yaml", text)
+            return folder
+
+        shared = world.agreed(claim)
+        own = shared if world.first else shared / f"{SCRATCH}{world.rank}"
+        with _leaving_nothing(shared):
+            own.mkdir(exist_ok=True)
+            yield RunFolder(shared, own)
+        world.wait()
+        if world.first:
+            _tidy(shared)
+
+
+@contextmanager
+def _leaving_nothing(folder: Path) -> Iterator[None]:
+    """Remove the folder if the block refuses its input before any work is done."""
+    try:
+        yield
+    except InputError:
+        if current_world().first and folder.is_dir():
             if {path.name for path in folder.iterdir()} <= BEGINNINGS:
                 shutil.rmtree(folder)
-            raise
+        raise
+
+
+def _inputs(config: Config) -> list[Path]:
+    """Return the files and folders that a command reads, as its options name them."""
+    found: list[Path] = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if name == "data" and isinstance(value, str) and not is_embedded(value):
+            found.append(Path(value))
+        elif name not in NOT_IDENTITY:
+            found += [path for path in values if isinstance(path, Path)]
+    return found
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what processes left that were killed, or that are done."""
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(scratch)
 
 
 def as_yaml(value: dict[str, Any]) -> str:

@@ -224,7 +224,8 @@ def train_stage(
         result = evaluate_on(session, network, info, split)
         return result.figures(target)
 
-    batches.run_teachers(steps_of(method, batches.steps_per_epoch), session.log)
+    steps = steps_of(method, batches.steps_per_epoch)
+    batches.run_teachers(steps, session.log, session.world)
     fitted = fit(
         learner,
         method,
@@ -234,7 +235,8 @@ def train_stage(
         log=session.log,
         what=what,
         validate=None if learner.preparation else validate,
-        checkpoint=session.checkpoint(what),
+        checkpoints=session.checkpoints(what),
+        world=session.world,
     )
     batch = min(method.batch_size, len(images))
     seen = fitted.steps * batch

@@ -132,23 +132,23 @@ def teach_members(
 ) -> list[Member]:
     """Train `members` networks with seeds seed, seed + 1, ... into `folder`.
 
-    Finished members that are found in the folder are kept.
+    Finished members that are found in the folder are kept. Several processes share the
+    members out, so that each is the same as with one process.
 
     Raises:
         InputError: the start is of another architecture, or a member would see more
             classes than there are or no image.
     """
     architecture = str(Architecture.parse(architecture))
-    taught = []
-    for seed in range(session.seed, session.seed + members):
-        path = folder / f"member-{seed:04d}.safetensors"
-        if path.exists():
-            member = load_member(path, architecture=architecture, data=session.data)
-            taught.append(member)
-            continue
-        taught.append(
+    paths = {
+        seed: folder / f"member-{seed:04d}.safetensors"
+        for seed in range(session.seed, session.seed + members)
+    }
+    for seed in session.world.share(list(paths)):
+        path = paths[seed]
+        if not path.exists():
             teach_member(
-                session.reseeded(seed),
+                session.reseeded(seed).alone(),
                 path,
                 architecture=architecture,
                 method=method,
@@ -156,8 +156,13 @@ def teach_members(
                 knowledge=knowledge,
                 command=command,
             )
-        )
-    return taught
+        if checkpoints := session.checkpoints(path.stem):
+            checkpoints.clear()
+    session.world.wait()
+    return [
+        load_member(path, architecture=architecture, data=session.data)
+        for path in paths.values()
+    ]
 
 
 def teach_member(
@@ -203,7 +208,8 @@ def teach_member(
         log=session.log,
         what=path.stem,
         validate=validate,
-        checkpoint=session.checkpoint(path.stem),
+        checkpoints=session.checkpoints(path.stem),
+        world=session.world,
     )
     result = evaluate(network, data.normalization, data.validation, session.device)
     training: dict[str, Any] = {
@@ -229,9 +235,6 @@ def teach_member(
     )
     member = save_member(path, state_of(network), info)
     session.log.event("member", path=path.name, **info.metrics)
-    checkpoint = session.checkpoint(path.stem)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     return member
 
 

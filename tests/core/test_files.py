@@ -210,3 +210,96 @@ def test_a_relative_output_stays_put_when_the_folder_changes(
     with output_folder(Path("run"), "", overwrite=False):
         os.chdir("elsewhere")
     assert (tmp_path / "run").is_dir()
+
+
+def test_a_crash_between_the_two_renames_gives_the_old_output_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    fill(out, "old")
+    rename = Path.rename
+
+    def crash(path: Path, target: Path) -> None:
+        if path == partial_folder(out):
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            fill(out, "new")
+    assert names(out) == ["old"]
+    assert names(tmp_path) == [".run.partial", "run"]
+
+    out.rename(tmp_path / ".run.old")  # as after a kill at that moment
+    with (
+        pytest.raises(InputError, match="the output must not exist yet"),
+        output_folder(out, "new", overwrite=False),
+    ):
+        pass
+    assert names(out) == ["old"]
+    fill(out, "new")
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["run"]
+
+
+def fill(out: Path, name: str) -> None:
+    with output_folder(out, name, overwrite=True) as working:
+        (working / name).touch()
+
+
+def test_what_killed_writers_left_does_not_get_into_the_output(interrupted: Path):
+    working = partial_folder(interrupted)
+    (working / "sub").mkdir()
+    for name in (".a.12.tmp", ".tmpJUHRsM", "sub/.tmp012abc"):  # safetensors' too
+        (working / name).touch()
+    (working / ".tmpfiles").touch()
+    with output_folder(interrupted, "seed: 0\nepochs: 2", overwrite=False):
+        pass
+    assert names(interrupted) == [".tmpfiles", "a", "sub"]
+    assert names(interrupted / "sub") == []
+
+
+def test_inputs_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    zoo = tmp_path / "zoo"
+    write_text(zoo / "member", "weights")
+    (tmp_path / "link").symlink_to(zoo)
+    for out in (
+        zoo,
+        tmp_path,
+        tmp_path / "link",
+        zoo / "member",
+        tmp_path / "zoo" / "",
+    ):
+        with pytest.raises(InputError, match=f"but {out} is or holds .*; choose anoth"):
+            claim_output(out, overwrite=True, inputs=[zoo / "member"])
+        with (
+            pytest.raises(InputError, match="must not replace what is in use"),
+            output_folder(out, "", overwrite=True, inputs=[zoo / "member"]),
+        ):
+            pass
+    with output_folder(zoo / "run", "", overwrite=True, inputs=[zoo]):
+        pass  # inside, where nothing is replaced
+    assert (zoo / "member").read_text() == "weights"
+    monkeypatch.chdir(zoo / "run")
+    for out in (Path(), Path(".."), zoo / "run", Path("/")):
+        with (
+            pytest.raises(InputError, match="must not replace what is in use"),
+            output_folder(out, "", overwrite=True),
+        ):
+            pass
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    for name in ("run", "file"):
+        (tmp_path / name).symlink_to(Path("disk") / name)
+    for text in ("old", "new"):
+        fill(tmp_path / "run", text)
+        write_text(tmp_path / "file", text)
+    assert (tmp_path / "run").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+    assert names(tmp_path / "disk" / "run") == ["new"]
+    assert (tmp_path / "disk" / "file").read_text() == "new"
+    assert names(tmp_path) == ["disk", "file", "run"]
+    assert names(tmp_path / "disk") == ["file", "run"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaensemble.engine import RunLog, TrainingBatches, evaluate, fit
+from metaensemble.engine import Checkpoints, RunLog, TrainingBatches, evaluate, fit
 from metaensemble.methods import Learner, TrainedMethod
 from metaensemble.teachers import Ensemble, OutputCache
 
@@ -70,7 +70,7 @@ def trained(digits, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
             log=RunLog(quiet=True),
             what="a test",
             validate=validate,
-            checkpoint=tmp_path / checkpoint if checkpoint else None,
+            checkpoints=Checkpoints(tmp_path / checkpoint) if checkpoint else None,
             stop_after=stop_after,
         )
         return {name: value.clone() for name, value in learner.state_dict().items()}

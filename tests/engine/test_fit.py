@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
-from metaensemble.engine import RunLog, fit
-from metaensemble.engine.checkpoint import load_progress
+from metaensemble.engine import Checkpoints, RunLog, fit
 from metaensemble.engine.fit import rate_at
 from metaensemble.methods import KD, Batch, Learner, Supervised, WeightFormerMethod
 from metaensemble.models import init_model
@@ -132,8 +131,8 @@ def test_last_keeps_the_last_state():
 def test_a_loss_that_is_not_finite_is_refused(value):
     learner = Slope([1.0, 1.0, value, 1.0, 1.0])
     message = (
-        r"the loss must stay finite, but in step 2 of slope it is not "
-        r"\(slope .*, rest 0\); lower --learning-rate or --clip"
+        r"the loss must stay finite, but in step 2 of slope, whose batch has the seed "
+        r"0, it is not \(slope .*, rest 0\); lower --learning-rate or --clip"
     )
     with pytest.raises(InputError, match=message):
         run(learner, Supervised(epochs=1), [])
@@ -152,9 +151,10 @@ def test_events_tell_of_validations_and_of_the_end(tmp_path):
 
 def test_a_resume_is_told_and_time_adds_up(tmp_path):
     log = RunLog(tmp_path / "log.jsonl", quiet=True)
-    options = {"checkpoint": tmp_path / "c.ckpt", "log": log}
+    checkpoints = Checkpoints(tmp_path / "c.ckpt")
+    options = {"checkpoints": checkpoints, "log": log}
     run(Slope(), Supervised(epochs=1), [], stop_after=2, **options)
-    progress = load_progress(tmp_path / "c.ckpt")
+    progress, _ = checkpoints.load()
     assert progress is not None
     assert progress.step == 2
     assert progress.seconds > 0
@@ -169,20 +169,22 @@ def test_a_resume_is_told_and_time_adds_up(tmp_path):
 
 
 def test_the_best_state_outlives_an_interruption(tmp_path):
-    method, path = Supervised(epochs=1, selection="best"), tmp_path / "c.ckpt"
-    _, seen = run(Slope(), method, [5, 1, 3], stop_after=2, checkpoint=path)
+    method = Supervised(epochs=1, selection="best")
+    kept = {"checkpoints": Checkpoints(tmp_path / "c.ckpt")}
+    _, seen = run(Slope(), method, [5, 1, 3], stop_after=2, **kept)
     learner = Slope()
-    fitted, _ = run(learner, method, [4, 3, 2], checkpoint=path)
+    fitted, _ = run(learner, method, [4, 3, 2], **kept)
     assert fitted.selected_step == 1
     assert learner.w.item() == seen[1] != 0
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "c.ckpt"
-    run(Slope(), Supervised(epochs=1), [], stop_after=2, checkpoint=path)
+    kept = {"checkpoints": Checkpoints(tmp_path / "c.ckpt")}
+    run(Slope(), Supervised(epochs=1), [], stop_after=2, **kept)
+    (path,) = kept["checkpoints"].files
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"must be whole .* delete it to start"):
-        run(Slope(), Supervised(epochs=1), [], checkpoint=path)
+        run(Slope(), Supervised(epochs=1), [], **kept)
 
 
 def supervised(digits, ensemble):

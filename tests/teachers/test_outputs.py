@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metaensemble.core.errors import DiskError
 from metaensemble.data import Augmentation, ImageData
 from metaensemble.teachers import Ensemble, Member, OutputCache, save_member
 from metaensemble.teachers import outputs as outputs_module
@@ -171,3 +173,25 @@ def test_members_of_two_architectures_share_a_cache(
     path = zoo.members[0].path.with_name("c.safetensors")
     mixed = Ensemble((*zoo.members, make_member(path, 7, "convnet,width=2")))
     assert cache.ensemble_logits(mixed, digits.validation).shape == (4, 6, 10)
+
+
+@pytest.mark.parametrize("split", ["validation", "train"])  # 6 and 54 rows
+def test_logits_that_do_not_fit_on_the_disk_are_refused_and_leave_nothing(
+    zoo: Ensemble, digits: ImageData, cache: OutputCache, split: str
+):
+    images = getattr(digits, split)
+    size = 128 + 4 * 10 * len(images)  # header, floats
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 100, 128, 200, size - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(DiskError, match="--cache may name a folder elsewhere"):
+                cache.logits(zoo.members[0], images)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(cache.folder.iterdir())
+    logits = cache.logits(zoo.members[0], images)
+    assert [path.stat().st_size for path in cache.folder.iterdir()] == [size]
+    assert torch.equal(
+        logits, direct(zoo.members[0], digits, images.batch(torch.arange(len(images))))
+    )

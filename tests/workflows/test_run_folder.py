@@ -23,7 +23,8 @@ def out(tmp_path: Path) -> Path:
 
 def fail(out: Path, error: type[BaseException], *names: str) -> None:
     """Make files of these names in a working folder, then fail."""
-    with enter(out) as folder:
+    with enter(out) as run:
+        folder = run.shared
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).touch()
@@ -35,8 +36,8 @@ def enter(out: Path, work: Work | None = None, **extra: object):
 
 
 def test_a_run_appears_when_its_work_is_done(out):
-    with enter(out) as folder:
-        assert folder == partial_folder(out)
+    with enter(out) as run:
+        assert run.shared == run.own == partial_folder(out)
         assert not out.exists()
     assert [path.name for path in out.iterdir()] == ["config.yaml"]
     assert "seed: 0" in (out / "config.yaml").read_text()
@@ -57,9 +58,9 @@ def test_refused_input_after_some_work_leaves_the_work(out):
 def test_an_interruption_leaves_the_folder_for_the_same_run(out):
     with pytest.raises(KeyboardInterrupt):
         fail(out, KeyboardInterrupt, "part", "sub/.part.12.tmp")
-    with enter(out, Work(quiet=True)) as folder:  # quiet changes nothing that is made
-        assert (folder / "part").exists()
-        assert not (folder / "sub" / ".part.12.tmp").exists()
+    with enter(out, Work(quiet=True)) as run:  # quiet changes nothing that is made
+        assert (run.shared / "part").exists()
+        assert not (run.shared / "sub" / ".part.12.tmp").exists()
 
 
 def test_another_seed_or_other_members_are_another_run(out):
