@@ -17,6 +17,7 @@ from metaensemble.core.files import partial_folder, sha256_of
 from metaensemble.engine import Fitted, fit
 from metaensemble.report import read_report
 from metaensemble.teachers import load_member
+from metaensemble.workflows.options import Session
 
 TEACH = (
     "teach --data digits --limit-train 60 --architecture convnet,width=4 --members 3 "
@@ -158,3 +159,28 @@ def test_an_interrupted_predictor_is_taken_up(make_member, monkeypatch):
     assert not Path("wf.safetensors").exists()
     assert main(f"{line} --out wf.safetensors".split()) == 0
     assert sha256_of(Path("wf.safetensors")) == sha256_of(Path("whole.safetensors"))
+
+
+def test_a_predictor_that_was_written_before_the_kill_is_no_obstacle(
+    make_member, monkeypatch
+):
+    first = make_member(Path("zoo/0.safetensors"), 0)
+    for seed in range(1, 4):
+        make_member(Path(f"zoo/{seed}.safetensors"), seed, start=first)
+    line = (
+        f"learn-weightformer zoo --data digits --limit-train 60 --teachers 2 2 {SMALL} "
+        "--hold-out 2 --batch-size 16 --epochs 1 --quiet --out wf.safetensors"
+    )
+
+    def killed(session: Session) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "clear_checkpoints", killed)
+        assert main(line.split()) == 130
+    written = sha256_of(Path("wf.safetensors"))
+    assert partial_folder(Path("wf-training")).exists()
+    assert main(line.split()) == 0
+    assert sha256_of(Path("wf.safetensors")) == written
+    assert not partial_folder(Path("wf-training")).exists()
+    assert main(line.split()) == 2
