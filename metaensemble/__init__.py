@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metaensemble import methods as methods
     from metaensemble.api import Fused as Fused
     from metaensemble.api import evaluate as evaluate
+    from metaensemble.api import export_model as export_model
     from metaensemble.api import fuse as fuse
     from metaensemble.api import load_ensemble as load_ensemble
     from metaensemble.data import load_data as load_data
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Fused": "metaensemble.api",
     "evaluate": "metaensemble.api",
+    "export_model": "metaensemble.api",
     "fuse": "metaensemble.api",
     "load_ensemble": "metaensemble.api",
     "load_data": "metaensemble.data",

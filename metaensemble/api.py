@@ -15,12 +15,20 @@ from metaensemble.core.errors import InputError
 from metaensemble.data import ImageData, Normalization, Split
 from metaensemble.engine import RunLog
 from metaensemble.engine import evaluate as evaluate_network
+from metaensemble.export import Format
 from metaensemble.methods import OnlineMethod
 from metaensemble.metrics import Measured
 from metaensemble.report import Findings, Report
 from metaensemble.teachers import Average, Ensemble, Member
 from metaensemble.teachers import load_ensemble as load_members
 from metaensemble.teachers.member import class_order, fitted_to, prepared
+from metaensemble.workflows.exporting import (
+    Exported,
+    ExportOptions,
+    export_member,
+    export_run,
+    refuse_output,
+)
 from metaensemble.workflows.fuse import Choices, Fusion, fuse_and_find
 from metaensemble.workflows.online import grow
 from metaensemble.workflows.options import RunOptions, Session, open_session
@@ -236,3 +244,53 @@ def evaluate(
             "pass normalization=data.normalization, or that of its training"
         )
     return evaluate_network(model, normalization, split).measured
+
+
+def export_model(
+    model: Fused | Member | Path | str,
+    out: Path | str,
+    format: Format = "onnx",
+    *,
+    data: ImageData | None = None,
+    architecture: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a network as one file for other runtimes, verified, and return its figures.
+
+    Args:
+        model: what `fuse` returned, a member, or the path of a run or of a member.
+        out: the file; its figures go beside it, to ``FILE.json``.
+        format: ``onnx``, ``torch_export`` or ``safetensors``.
+        data: on whose test images it is verified; default: what `model` was fused with,
+            else what the run's ``config.yaml`` names, else random images.
+        architecture: of a bare state dict; also your consent to import a factory that
+            the record of the file `model` names.
+        overwrite: replace files that exist.
+
+    Raises:
+        InputError: the network cannot be expressed in the format, or its file would not
+            give the same logits; nothing is written then.
+    """
+    out = Path(out)
+    if isinstance(model, (str, Path)):
+        options = ExportOptions(
+            run=Path(model),
+            format=format,
+            out=out,
+            architecture=architecture,
+            overwrite=overwrite,
+        )
+        return export_run(options, data)
+    inputs = [model.path] if isinstance(model, Member) else []
+    refuse_output(out, format, overwrite=overwrite, inputs=inputs)
+    if isinstance(model, Member):
+        return export_member(model, out, format, data=data)
+    with tempfile.TemporaryDirectory() as folder:
+        member = model.save(Path(folder) / "student.safetensors")
+        return export_member(
+            member,
+            out,
+            format,
+            data=data or model._data,
+            teachers=model.ensemble.members,
+        )

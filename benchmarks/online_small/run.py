@@ -58,7 +58,7 @@ def main() -> None:
     if options.collect:
         collect(options.work)
         return
-    data = load_data(options.data, limit_train=10_000, augment="flip")
+    data = load_data(options.data, limit_train=10_000, augment="flip", unlabelled=False)
     for seed in options.seeds:
         for group in options.only:
             path = options.work / "rows" / f"{seed}-{group}.json"

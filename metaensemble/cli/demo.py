@@ -12,9 +12,12 @@ from metaensemble.cli.show import command_line, show
 from metaensemble.core.config import Config
 from metaensemble.engine import RunLog
 from metaensemble.report import Rows, write_report
+from metaensemble.report.contrast import contrasts
 from metaensemble.report.page import write_page
+from metaensemble.report.predictions import FOLDER, load_predictions
+from metaensemble.report.verdict import best_method
 from metaensemble.workflows.options import RunOptions, open_session, run_folder
-from metaensemble.workflows.story import Regime, Story, tell
+from metaensemble.workflows.story import Regime, Story, file_of, tell
 
 
 class Demo(Config):
@@ -27,7 +30,7 @@ class Demo(Config):
     """
 
     out: Path = Path("demo-out")
-    """The folder to write: report.json, page.html, the members and the students."""
+    """The folder to write: report.json, page.html, members, students, predictions."""
     regime: Regime = "one-start"
     """one-start: members fine-tuned from common weights; independent: each from its
     own random weights."""
@@ -60,6 +63,13 @@ def run(arguments: Sequence[str]) -> None:
         session.clear_checkpoints()
         seconds = round(time.monotonic() - began, 2)
         write_report(folder / "report.json", Rows(rows=reports, seconds=seconds))
-        write_page(folder / "page.html", "metaensemble demo", reports)
+        best = best_method(reports)[0]
+        kept = folder / FOLDER / file_of(best.method["name"], best.stage)
+        write_page(
+            folder / "page.html",
+            "metaensemble demo",
+            reports,
+            contrasts=contrasts(load_predictions(kept), data.test),
+        )
     show(reports, out)
     print(f"{seconds:.0f} s; open {out / 'page.html'}")

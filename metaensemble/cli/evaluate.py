@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from pydantic import Field
 from rich.console import Console
@@ -12,7 +13,10 @@ from rich.table import Table
 from metaensemble.cli.parse import parse
 from metaensemble.core.files import claim_output, write_json
 from metaensemble.engine import RunLog
+from metaensemble.export import SUFFIXES, open_onnx
 from metaensemble.metrics import Measured, disagreement, measure
+from metaensemble.teachers import Ensemble
+from metaensemble.teachers.ensemble import ensemble_log_probs
 from metaensemble.workflows.diagnosis import diagnose
 from metaensemble.workflows.fuse import tell
 from metaensemble.workflows.options import (
@@ -27,13 +31,14 @@ from metaensemble.workflows.reporting import data_row
 class Evaluate(RunOptions, MemberOptions, DataOptions):
     """Measure models on the test images, one by one and as an ensemble.
 
-    Of several models, a diagnosis on validation tells whether they are worth fusing.
+    Of several members, a diagnosis on validation tells whether they are worth fusing.
+    Exported .onnx files count as models, too.
 
     Example: metaensemble evaluate zoo run/student.safetensors --data digits
     """
 
     models: tuple[Path, ...] = Field(min_length=1)
-    """Model files, or folders of them."""
+    """Model files, or folders of members."""
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Write the figures to this file."""
     overwrite: bool = False
@@ -47,22 +52,27 @@ def run(arguments: Sequence[str]) -> None:
         claim_output(
             options.json_file, overwrite=options.overwrite, inputs=options.models
         )
+    exported = [open_onnx(path) for path in options.models if path.suffix in SUFFIXES]
+    files = [path for path in options.models if path.suffix not in SUFFIXES]
     data = options.load()
-    ensemble = options.load_members(options.models, data, at_least=1)
+    ensemble = Ensemble((), options.average)
+    if files:
+        ensemble = options.load_members(files, data, at_least=1)
     with RunLog(quiet=options.quiet) as log:
         session = open_session(options, data, None, log)
-        logits = session.cache.ensemble_logits(ensemble, data.test)
+        rows = [session.cache.logits(m, data.test) for m in ensemble.members]
         diagnosis = diagnose(session, ensemble) if len(ensemble) > 1 else None
         if diagnosis is not None:
             tell(session, diagnosis)
+    models = [*ensemble.members, *exported]
+    logits = torch.stack([*rows, *(model.logits(data) for model in exported)])
     labels = data.test.labels
-    each = [measure(rows.log_softmax(-1), labels) for rows in logits]
-    together = measure(ensemble.log_probs(logits), labels)
-    names = [str(member.path) for member in ensemble.members]
-    rows = [*zip(names, each, strict=True)]
-    if len(ensemble) > 1:
-        rows.append((f"ensemble of {len(ensemble)} ({options.average})", together))
-    Console().print(_table(rows))
+    each = [measure(row.log_softmax(-1), labels) for row in logits]
+    together = measure(ensemble_log_probs(logits, options.average), labels)
+    shown = [(str(m.path), figures) for m, figures in zip(models, each, strict=True)]
+    if len(models) > 1:
+        shown.append((f"ensemble of {len(models)} ({options.average})", together))
+    Console().print(_table(shown))
     if options.json_file:
         document: dict[str, Any] = {
             "schema": 1,
@@ -70,12 +80,12 @@ def run(arguments: Sequence[str]) -> None:
             "data": data_row(data).model_dump(mode="json"),
             "models": [
                 {
-                    "path": str(member.path),
-                    "sha256": member.sha256,
-                    "architecture": member.info.architecture,
+                    "path": str(model.path),
+                    "sha256": model.sha256,
+                    "architecture": model.info.architecture,
                     "test": measured.model_dump(mode="json"),
                 }
-                for member, measured in zip(ensemble.members, each, strict=True)
+                for model, measured in zip(models, each, strict=True)
             ],
             "ensemble": {"test": together.model_dump(mode="json")},
             "disagreement": disagreement(logits.log_softmax(-1)),

@@ -19,6 +19,8 @@ COMMANDS = {
     "learn-weightformer": "train a predictor on subsets of a zoo",
     "predict": "one forward pass, no training",
     "evaluate": "each model, and their ensemble",
+    "compare": "table and pictures over runs",
+    "export": "one verified file for other runtimes",
     "methods": "what there is, what each needs, its paper",
 }
 """Command to one line of help; command ``a-b`` lies in ``cli/a_b.py``."""

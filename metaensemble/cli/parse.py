@@ -251,7 +251,7 @@ def _default(info: Any) -> Any:
 
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
+    message = one_line(first["msg"].removeprefix("Value error, "), 700)
     if first["type"] == "value_error" and not first["loc"]:
         return message  # of a validator of ours, a whole sentence
     message = message[0].lower() + message[1:]

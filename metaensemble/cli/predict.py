@@ -158,6 +158,7 @@ def _write_measured(
         command=command,
         method=method,
         final=options.out,
+        license=options.license,
     )
     if measured is not None:
         report = report.model_copy(update={"conditioning": measured})

@@ -40,10 +40,10 @@ def affordable(size: int) -> int:
     return max(ALWAYS_AFFORDABLE, UNFOLDING * size)
 
 
-def one_line(value: object) -> str:
-    """Return a text, or an error's, on one line of at most 160 characters."""
+def one_line(value: object, most: int = 160) -> str:
+    """Return a text, or an error's, on one line of at most so many characters."""
     text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metaensemble.core.errors import InputError
+from metaensemble.core.guards import one_line
 
 KINDS = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
 """Types that the numbers of an array may have."""
@@ -167,8 +168,8 @@ class _Machine:
         if (module, name) not in KNOWN:
             raise InputError(
                 f"a CIFAR pickle must hold only numpy arrays, but {self.where} names "
-                f"'{module}.{name}', which could execute code; do not use "
-                "this file, download the data from its source"
+                f"'{one_line(f'{module}.{name}')}', which could execute code; do not "
+                "use this file, download the data from its source"
             )
         return _Name(KNOWN[module, name])
 

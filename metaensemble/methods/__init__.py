@@ -1,6 +1,7 @@
 """Trained methods, one file each; the contract is in `contract`."""
 
 from metaensemble.methods.at import AT
+from metaensemble.methods.auto import Auto
 from metaensemble.methods.blockwise import Blockwise
 from metaensemble.methods.cc import CC
 from metaensemble.methods.contract import (
@@ -56,6 +57,7 @@ __all__ = [
     "RKD",
     "SP",
     "VID",
+    "Auto",
     "Batch",
     "Blockwise",
     "Distillation",

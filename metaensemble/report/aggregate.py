@@ -79,22 +79,25 @@ def aggregate(reports: Sequence[Report]) -> list[Line]:
     Reports of one method with other hyperparameters make another line, whose label
     names what differs. Lines of one setting stand together, best accuracy first.
     """
-    result = []
-    for setting, group in by_setting(reports).items():
-        same = by_method(group)
-        methods = [part[0].method for part in same]
-        found = [
-            Line(
-                setting=setting,
-                kind="method",
-                label=_label(part[0], methods),
-                count=len(part),
-                values=_values([_method(report) for report in part]),
-            )
-            for part in same
-        ]
-        result += sorted(found, key=lambda line: -line.values["accuracy"].mean)
-    return result
+    return [
+        Line(
+            setting=setting,
+            kind="method",
+            label=label,
+            count=len(part),
+            values=_values([_method(report) for report in part]),
+        )
+        for setting, group in by_setting(reports).items()
+        for label, part in grouped(group)
+    ]
+
+
+def grouped(reports: Sequence[Report]) -> list[tuple[str, list[Report]]]:
+    """Return label and reports of each method of one setting, best accuracy first."""
+    same = by_method(reports)
+    methods = [part[0].method for part in same]
+    same.sort(key=lambda part: -statistics.fmean(_accuracy(r) for r in part))
+    return [(_label(part[0], methods), part) for part in same]
 
 
 def references(reports: Sequence[Report]) -> list[Line]:
@@ -140,6 +143,10 @@ def lines(reports: Sequence[Report]) -> list[Line]:
 def _reference(report: Report, measured: Measured) -> Numbers:
     room = headroom(measured, report.mean_teacher.test, report.ensemble.test)
     return _quality(measured) | {"recovered": room.recovered}
+
+
+def _accuracy(report: Report) -> float:
+    return report.student.test.accuracy
 
 
 def _method(report: Report) -> Numbers:

@@ -1,47 +1,32 @@
 """Figures of a comparison as SVG text: deterministic, for light and dark grounds.
 
-Each function takes reports of one setting (see `aggregate.by_setting`). The ground is
-transparent, text stays text, and neutral ink is `INK`, which a page may replace by
-``currentColor``.
+Each function takes reports of one setting (see `aggregate.by_setting`); `drawing` tells
+of the look.
 """
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metaensemble.report.aggregate import Line, aggregate, lines, references
+from metaensemble.report.drawing import (
+    ENSEMBLE,
+    INK,
+    MEMBER,
+    OFFSET,
+    STUDENT,
+    STYLE,
+    WIDTH,
+    brief,
+    percent_axis,
+    svg_of,
+    wrapped,
+)
 from metaensemble.report.schema import Reliability, Report
-
-INK = "#7b818b"
-"""A grey with a contrast of about 4 on white and on near-black."""
-STUDENT = "#2f7fd0"
-ENSEMBLE = "#d9700d"
-WIDTH = 5.6
-"""Inches; narrow, so that text stays readable on a telephone."""
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "metaensemble",
-    "font.size": 11,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
-
-OFFSET = "offset points"
 
 Cost = Literal["latency_ms", "train_images"]
 COST_TITLES = {
@@ -59,7 +44,9 @@ def accuracy_figure(reports: Sequence[Report]) -> str:
     methods = aggregate(reports)
     marks = {line.kind: line.values["accuracy"].mean for line in references(reports)}
     with mpl.rc_context(STYLE):
-        figure = Figure((WIDTH, 1.15 + 0.3 * len(methods)), layout="constrained")
+        labels = [wrapped(line.label) for line in methods]
+        rows = sum(1 + 0.6 * label.count("\n") for label in labels)
+        figure = Figure((WIDTH, 1.15 + 0.3 * rows), layout="constrained")
         axes = figure.subplots()
         floor = _floor(marks["mean member"], marks["ensemble"])
         for place, line in enumerate(methods):
@@ -85,19 +72,21 @@ def accuracy_figure(reports: Sequence[Report]) -> str:
             sides = ("left", "right")
         _mark(axes, marks["mean member"], "mean member", INK, sides[0])
         _mark(axes, marks["ensemble"], "ensemble", ENSEMBLE, sides[1])
-        axes.set_yticks(range(len(methods)), [line.label for line in methods])
+        axes.set_yticks(range(len(methods)), labels)
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y")
         axes.margins(x=0.12)
-        _percent(axes, "x")
+        percent_axis(axes, "x")
         axes.set_xlabel("test accuracy, %")
-        return _svg(figure, "Accuracy of every method beside its ensemble")
+        return svg_of(figure, "Accuracy of every method beside its ensemble")
 
 
 def reliability_figure(report: Report) -> str | None:
-    """Return the reliability diagram of student and ensemble, None without bins.
+    """Return the reliability diagram, None without bins.
+
+    It has the student, the ensemble and, where the report knows it, the best member.
 
     Area is the share of the examples that fall into the bin.
     """
@@ -108,17 +97,21 @@ def reliability_figure(report: Report) -> str | None:
         figure = Figure((WIDTH, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 4)))
+        if pair.best_member is not None:
+            _bins(axes, pair.best_member, MEMBER, "^", "best member")
         _bins(axes, pair.ensemble, ENSEMBLE, "s", "ensemble")
         _bins(axes, pair.student, STUDENT, "o", "student")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
         axes.grid()
-        _percent(axes, "x")
-        _percent(axes, "y")
+        percent_axis(axes, "x")
+        percent_axis(axes, "y")
         axes.set_xlabel("confidence, %")
         axes.set_ylabel("test accuracy, %")
         axes.legend(loc="upper left")
-        return _svg(figure, "Accuracy against confidence, student and ensemble")
+        return svg_of(
+            figure, "Accuracy against confidence, of the student and of its ensemble"
+        )
 
 
 def barrier_figure(report: Report) -> str | None:
@@ -144,7 +137,7 @@ def barrier_figure(report: Report) -> str | None:
             accuracies = [point.accuracy for point in curve.points]
             upper.plot(shares, accuracies, label=label, **style)
             lower.plot(shares, [point.nll for point in curve.points], **style)
-        _percent(upper, "y")
+        percent_axis(upper, "y")
         upper.set_ylabel("accuracy, %")
         lower.set_ylabel("NLL, nats")
         lower.set_ylim(bottom=0)
@@ -155,7 +148,7 @@ def barrier_figure(report: Report) -> str | None:
             axes.grid()
         if len(curves) > 1:
             upper.legend(loc="best")
-        return _svg(figure, "Accuracy and NLL between two members")
+        return svg_of(figure, "Accuracy and NLL between two members")
 
 
 def cost_figure(reports: Sequence[Report], cost: Cost) -> str | None:
@@ -188,11 +181,11 @@ def cost_figure(reports: Sequence[Report], cost: Cost) -> str | None:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if cost == "train_images":
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        _percent(axes, "y")
+        percent_axis(axes, "y")
         axes.set_xlabel(COST_TITLES[cost])
         axes.set_ylabel("test accuracy, %")
         _name_points(axes, points, cost, floor, height)
-        return _svg(figure, f"Test accuracy against {COST_TITLES[cost]}")
+        return svg_of(figure, f"Test accuracy against {COST_TITLES[cost]}")
 
 
 def _mark(axes: Axes, value: float, label: str, color: str, side: str) -> None:
@@ -238,7 +231,8 @@ def _name_points(
         ceiling = places[index] - gap
     for line, place in zip(ordered, places, strict=True):
         x, y = line.values[cost].mean, line.values["accuracy"].mean
-        label = line.label if y >= floor else f"{line.label}: {100 * y:.1f}%"
+        label = brief(line.label, 24)
+        label = label if y >= floor else f"{label}: {100 * y:.1f}%"
         axes.annotate(
             label,
             (x, max(floor, y)),
@@ -260,22 +254,3 @@ def _name_points(
 def _floor(mean_member: float, ensemble: float) -> float:
     """Return the accuracy below which a point would squeeze all others together."""
     return max(0.0, mean_member - max(0.01, ensemble - mean_member))
-
-
-def _percent(axes: Axes, which: Literal["x", "y"]) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """Return the figure as one ``<svg>`` element without date, prolog or metadata."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # ids of groups repeat from figure to figure; those of definitions are hashes
-    text = re.sub(r'<g id="[a-zA-Z0-9_.-]+_\d+">', "<g>", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()

@@ -11,7 +11,11 @@ from pydantic import ValidationError
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.files import write_json
 from metaensemble.core.guards import one_line, parse_json, refuse_irregular
+from metaensemble.report.comparison import Comparison
 from metaensemble.report.schema import SCHEMA, Report, Rows, Study
+
+Document = Report | Rows | Study | Comparison
+"""What a report.json may hold."""
 
 OPTIONAL = (
     "regime",
@@ -27,6 +31,9 @@ OPTIONAL = (
     "against_best",
     "others",
     "trained_together",
+    "choice",
+    "intervals",
+    "per_class",
 )
 """Keys of a report that are left out of the JSON where they hold nothing."""
 
@@ -43,7 +50,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def as_json(document: Report | Rows | Study) -> dict[str, Any]:
+def as_json(document: Document) -> dict[str, Any]:
     """Return the document as plain JSON values, optional keys only where filled."""
     value = document.model_dump(mode="json", by_alias=True)
     for row in value.get("rows", [value]):
@@ -53,10 +60,13 @@ def as_json(document: Report | Rows | Study) -> dict[str, Any]:
         for teacher in row["teachers"]:
             if teacher["weight"] is None:
                 del teacher["weight"]
+        bins = row.get("reliability")
+        if bins is not None and bins["best_member"] is None:
+            del bins["best_member"]
     return value
 
 
-def write_report(path: Path, report: Report | Rows | Study) -> None:
+def write_report(path: Path, report: Document) -> None:
     """Write a report, whole or not at all; a NaN anywhere is refused."""
     write_json(path, as_json(report))
 
@@ -109,6 +119,7 @@ def read_reports(path: Path) -> list[Report]:
             "read it with the metaensemble version that wrote it"
         )
     kind = Study if "study" in value else Rows if "rows" in value else Report
+    kind = Comparison if "differences" in value else kind
     try:
         document = kind.model_validate(value)
     except ValidationError as error:

@@ -6,6 +6,7 @@ All of it on validation data; test data play no part here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metaensemble.report.choice import Choice
 from metaensemble.report.row import Row
 from metaensemble.teachers import Kinship, Member
 
@@ -205,6 +206,8 @@ class Findings:
     """Networks that the run made beside the student and the members."""
     trained_together: bool = False
     """Whether the members were trained in this run, the student among them."""
+    choice: Choice | None = None
+    """What was tried, where the method chose among several."""
 
 
 def _source(kin: Kinship) -> str:

@@ -1,7 +1,7 @@
 """One self-contained HTML page over reports: what a newcomer sees first.
 
 No network, no scripts; light and dark follow the reader's system; tables and figures
-scroll inside their boxes on narrow screens.
+scroll inside their boxes on narrow screens; on paper, everything is unfolded.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,22 @@ from string import Template
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import write_text
-from metaensemble.report import figures
+from metaensemble.report import curves, figures
 from metaensemble.report.aggregate import by_setting, lines
+from metaensemble.report.comparison import Difference
+from metaensemble.report.contrast import Contrast
+from metaensemble.report.drawing import INK
 from metaensemble.report.findings import barrier_lines
+from metaensemble.report.leaderboard import lead
 from metaensemble.report.schema import Report
+from metaensemble.report.sections import (
+    choice_section,
+    contrast_section,
+    differences_section,
+    html_table,
+    others_section,
+    scrolling,
+)
 from metaensemble.report.table import cells
 from metaensemble.report.verdict import best_method, headline
 
@@ -35,7 +47,7 @@ $style</style>
 <header>
 <p class="title">$title</p>
 <h1>$headline</h1>
-</header>
+$lead</header>
 $body
 </main>
 </body>
@@ -61,13 +73,24 @@ READING = (
 )
 
 
-def write_page(path: Path, title: str, reports: Sequence[Report]) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    reports: Sequence[Report],
+    *,
+    contrasts: Sequence[Contrast] = (),
+    differences: Sequence[Difference] = (),
+    config: str | None = None,
+) -> None:
     """Write the page over one or many reports, whole or not at all.
 
     Args:
         path: the file, normally ``page.html``.
         title: small line above the headline, such as the study's or the run's name.
         reports: at least one; different settings get a table and figures each.
+        contrasts: images on which the best method and its ensemble differ.
+        differences: between methods, with intervals.
+        config: what repeats the run, as its ``config.yaml`` holds it.
     """
     if not reports:
         raise InputError("a page needs at least one report, but got none")
@@ -76,16 +99,22 @@ def write_page(path: Path, title: str, reports: Sequence[Report]) -> None:
     for setting, group in settings.items():
         parts += [f"<h2>{escape(setting)}</h2>", _table(group), *_figures(group)]
     parts += [
+        differences_section(differences),
+        choice_section(reports[0].choice if len(reports) == 1 else None),
+        contrast_section(contrasts),
+        others_section(reports),
         _reading(),
         _diagnosis(reports),
         _notes(reports),
-        _repeat(reports),
+        _repeat(reports, config),
         _environment(reports),
     ]
+    further = lead(differences)
     text = PAGE.substitute(
         title=escape(title),
         style=files("metaensemble.report").joinpath("page.css").read_text("utf-8"),
         headline=escape(headline(reports)),
+        lead=f'<p class="lead">{escape(further)}</p>\n' if further else "",
         body="\n".join(part for part in parts if part),
     )
     write_text(path, text)
@@ -134,10 +163,9 @@ def _table(reports: Sequence[Report]) -> str:
         numbers = "".join(f"<td>{escape(cell)}</td>" for cell in row)
         label = f'<th scope="row">{escape(line.label)}</th>'
         body.append(f'<tr class="{kind}">{label}{numbers}</tr>')
-    return (
-        '<div class="scroll" tabindex="0"><table>'
-        f'<thead><tr><th scope="col">model</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+    return scrolling(
+        f'<table><thead><tr><th scope="col">model</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
     )
 
 
@@ -157,20 +185,32 @@ def _figures(reports: Sequence[Report]) -> list[str]:
             "a student is one network. Lines: ensemble (upper), mean member (lower).",
         ),
         (
-            figures.cost_figure(reports, "train_images"),
-            "Accuracy against training effort: images seen, repetitions counted; at 0, "
-            "none were. Lines: ensemble (upper), mean member (lower).",
+            curves.headroom_figure(reports, "train_images"),
+            "Headroom against images seen, repetitions counted; at 0, none were. "
+            "Marks: finished students on test. Lines: their training, on validation. "
+            "At 0% stands the mean member, at 100% the ensemble.",
+        ),
+        (
+            curves.headroom_figure(reports, "train_seconds"),
+            "Headroom on test against the seconds that making the student took; "
+            "compare within one machine only.",
         ),
         (
             figures.reliability_figure(shown),
-            f"Calibration of {name} and of the ensemble: on the dashed line, "
+            f"Calibration of {name} and of what it was made of: on the dashed line, "
             "confidence equals accuracy; below it, the model is too sure. The larger "
             "the mark, the more images have that confidence.",
+        ),
+        (
+            curves.class_figure(shown),
+            f"{name} beside the ensemble, class by class, with the number of test "
+            "images in brackets: classes on the left of the line lost. A class of few "
+            "images moves by chance.",
         ),
         (figures.barrier_figure(shown), _barrier_caption(shown)),
     ]
     items = "".join(
-        f'<figure><div class="scroll" tabindex="0">{_inked(svg)}</div>'
+        f"<figure>{scrolling(_inked(svg))}"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for svg, caption in drawn
         if svg is not None
@@ -203,7 +243,7 @@ def _diagnosis(reports: Sequence[Report]) -> str:
 
 
 def _inked(svg: str) -> str:
-    return svg.replace(figures.INK, "currentColor")
+    return svg.replace(INK, "currentColor")
 
 
 def _reading() -> str:
@@ -222,30 +262,32 @@ def _notes(reports: Sequence[Report]) -> str:
     return f"<h2>Notes</h2><ul>{items}</ul>"
 
 
-def _repeat(reports: Sequence[Report]) -> str:
+def _repeat(reports: Sequence[Report], config: str | None) -> str:
     commands = _distinct(report.command for report in reports)
-    block = (
-        '<div class="scroll" tabindex="0"><pre><code>'
-        f"{escape(chr(10).join(commands))}</code></pre></div>"
-    )
+    block = _code("\n".join(commands))
     if len(commands) > 4:
         summary = f"<summary>All {len(commands)} commands</summary>"
         block = f"<details>{summary}{block}</details>"
+    if config is not None:
+        block += (
+            "<details><summary>All settings, as --config reads them</summary>"
+            f"{_code(config.rstrip())}</details>"
+        )
     teachers = {t.sha256: t for report in reports for t in report.teachers}
-    rows = "".join(
-        f"<tr><th scope='row'>{escape(t.path)}</th><td>{escape(t.architecture)}</td>"
-        f"<td>{100 * t.test.accuracy:.1f}</td>"
-        f"<td><code>{escape(t.sha256[:12])}</code></td></tr>"
+    titles = ("file", "architecture", "accuracy (%)", "sha256")
+    rows = [
+        (t.path, t.architecture, f"{100 * t.test.accuracy:.1f}", t.sha256[:12])
         for t in teachers.values()
-    )
+    ]
     return (
         f"<h2>How to repeat</h2>{block}"
         f"<details><summary>The {len(teachers)} teachers</summary>"
-        '<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">file</th>'
-        '<th scope="col">architecture</th><th scope="col">accuracy<small>%</small></th>'
-        '<th scope="col">sha256</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
+        f"{html_table(titles, rows)}</details>"
     )
+
+
+def _code(text: str) -> str:
+    return scrolling(f"<pre><code>{escape(text)}</code></pre>")
 
 
 def _environment(reports: Sequence[Report]) -> str:

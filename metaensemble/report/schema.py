@@ -15,7 +15,9 @@ from torch import Tensor
 from metaensemble.core.errors import InputError
 from metaensemble.metrics.calibration import reliability
 from metaensemble.metrics.measure import Measured
+from metaensemble.report.choice import Choice
 from metaensemble.report.findings import AgainstBest, Barrier, Diagnosis
+from metaensemble.report.intervals import ClassRow, Intervals
 from metaensemble.report.row import Row
 
 SCHEMA = 1
@@ -110,6 +112,8 @@ class ReliabilityPair(Row):
 
     student: Reliability
     ensemble: Reliability
+    best_member: Reliability | None = None
+    """Of the member that is best on test; left out where it was not kept."""
 
 
 class Report(Row):
@@ -154,8 +158,14 @@ class Report(Row):
     trained_together: Literal[True] | None = None
     """Set for online methods: the teachers were trained in this very run, and the
     student is one of them."""
+    choice: Choice | None = None
+    """Of `auto`: what was tried on validation, and why the student is what it is."""
     against_best: AgainstBest | None = None
     """The student and the best member on validation; which of them was shipped."""
+    intervals: Intervals | None = None
+    """How sure the figures on test are."""
+    per_class: list[ClassRow] = Field(default_factory=list)
+    """Test accuracy of student and ensemble, class by class."""
 
     @property
     def fell_back(self) -> bool:

@@ -46,6 +46,8 @@ def verdict(report: Report) -> str:
     (within one standard error) or rests on the NLL alone, the sentence on test data
     follows.
     """
+    if report.choice is not None:
+        return f"{report.choice.sentence} {_on_test(report)}"
     against = report.against_best
     if against is None or not against.worse:
         return _on_test(report)

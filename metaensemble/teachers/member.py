@@ -104,12 +104,22 @@ def prepared(images: Tensor, info: MemberInfo) -> Tensor:
         images: (batch, channels, height, width), bytes or floats in [0, 1].
         info: of the network.
     """
-    size = info.input_shape[1:]
-    if images.shape[2:] == size:
+    if images.shape[2:] == info.input_shape[1:]:
         return info.normalization(images)
+    return info.normalization(sized_pixels(images, info.input_shape[1:]))
+
+
+def sized_pixels(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images as floats in [0, 1], resized if they are of another size.
+
+    Args:
+        images: (batch, channels, height, width), bytes or floats in [0, 1].
+        size: height and width.
+    """
     pixels = images if images.is_floating_point() else images.float() / 255
-    resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return info.normalization(resized)
+    if images.shape[2:] == size:
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True)
 
 
 def build_from(info: MemberInfo) -> nn.Module:

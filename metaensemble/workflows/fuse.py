@@ -9,13 +9,18 @@ from rich.markup import escape
 
 from metaensemble.core.errors import InputError
 from metaensemble.merging import BestMember, Merger
-from metaensemble.methods import OnlineMethod, WeightFormerMethod
+from metaensemble.methods import Auto, OnlineMethod, WeightFormerMethod
 from metaensemble.models import Architecture, build
 from metaensemble.report import AgainstBest, Diagnosis, Findings, Report
+from metaensemble.report.card import UNKNOWN
+from metaensemble.report.choice import Choice
 from metaensemble.teachers import Ensemble, MemberInfo
+from metaensemble.workflows.auto import auto_student
 from metaensemble.workflows.barrier import barrier_after
+from metaensemble.workflows.candidates import Kept
 from metaensemble.workflows.diagnosis import against_best, diagnose, misfit
 from metaensemble.workflows.options import (
+    CardOptions,
     DataOptions,
     MemberOptions,
     RunOptions,
@@ -53,12 +58,13 @@ class Choices:
     select: Select = "none"
     teacher_weights: Weights = "equal"
     calibrate: bool = False
+    license: str = UNKNOWN
 
 
 NO_CHOICES = Choices()
 
 
-class FuseOptions(RunOptions, MemberOptions, DataOptions):
+class FuseOptions(CardOptions, RunOptions, MemberOptions, DataOptions):
     """Make one model of N trained ones."""
 
     members: tuple[Path, ...] = ()
@@ -96,6 +102,7 @@ class FuseOptions(RunOptions, MemberOptions, DataOptions):
             self.select,
             self.teacher_weights,
             self.calibrate,
+            self.license,
         )
 
 
@@ -132,6 +139,8 @@ def fuse_students(
         InputError: the method cannot work with these members or this student.
     """
     refuse_unsuited(ensemble, method, student)
+    if isinstance(method, Auto):
+        return [_automatic(session, ensemble, method, None, student)[0]]
     if isinstance(method, WeightFormerMethod):
         predicted, tuned = weightformer_student(session, ensemble, method)
         return [predicted] if tuned is None else [predicted, tuned]
@@ -171,7 +180,11 @@ def fuse_and_find(
     if len(ensemble) < method.fewest_members:
         how = BestMember()
         notes = (*notes, f"one member is left for {method.name}: it is the student")
-    made = fuse_students(session, ensemble, how, choices.student)[-1]
+    choice: Choice | None = None
+    if isinstance(how, Auto):
+        made, choice = _automatic(session, ensemble, how, diagnosis, choices.student)
+    else:
+        made = fuse_students(session, ensemble, how, choices.student)[-1]
     images = made.teacher_images + chosen.teacher_images
     made = replace(made, teacher_images=images)
     if choices.calibrate:
@@ -180,7 +193,7 @@ def fuse_and_find(
     if not isinstance(method, BestMember):
         made, against = _compared(session, given, made, choices)
     barrier, more = barrier_after(session, ensemble, method)
-    found = Findings(diagnosis, barrier, against, (*notes, *more))
+    found = Findings(diagnosis, barrier, against, (*notes, *more), choice=choice)
     return Fusion(made, ensemble, found)
 
 
@@ -212,8 +225,10 @@ def fuse_into(
         method=method,
         final=final,
         found=made.found,
+        license=choices.license,
     )
     session.clear_checkpoints()
+    Kept(session).clear()
     return report
 
 
@@ -245,6 +260,24 @@ def refuse_unsuited(
         ensemble.one_architecture(
             f"the members of {method.name} must share one architecture"
         )
+
+
+def _automatic(
+    session: Session,
+    ensemble: Ensemble,
+    method: Auto,
+    diagnosis: Diagnosis | None,
+    student: str | None,
+) -> tuple[Student, Choice]:
+    own = _canonical(student)
+    same = own in (None, ensemble.info.architecture)
+
+    def make(session: Session, ensemble: Ensemble, one: MethodUnion) -> Student:
+        merges = isinstance(one, Merger)
+        return fuse_students(session, ensemble, one, None if merges else own)[-1]
+
+    found = diagnosis or (diagnose(session, ensemble) if len(ensemble) > 1 else None)
+    return auto_student(session, ensemble, method, make, found, None if same else own)
 
 
 def _canonical(student: str | None) -> str | None:

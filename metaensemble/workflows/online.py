@@ -144,6 +144,7 @@ def grow_into(
         method=method,
         final=final,
         found=grown.found,
+        license=choices.license,
     )
     session.clear_checkpoints()
     return report

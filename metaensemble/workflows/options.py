@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from metaensemble.core.config import Config
 from metaensemble.core.distributed import ALONE, World, current_world, local_gpu
@@ -23,6 +23,7 @@ from metaensemble.data import (
     parse_normalization,
 )
 from metaensemble.engine import Checkpoints, RunLog, Saving
+from metaensemble.report.card import UNKNOWN, refuse_license
 from metaensemble.teachers import Average, Ensemble, OutputCache, load_ensemble
 
 NOT_IDENTITY = {
@@ -34,6 +35,7 @@ NOT_IDENTITY = {
     "checkpoint_steps",
     "keep_checkpoints",
     "tensorboard",
+    "license",
 }
 """Options that do not change what a run computes."""
 SCRATCH = ".process-"
@@ -140,6 +142,19 @@ class RunOptions(Config):
         return Saving(
             self.checkpoint_seconds, self.checkpoint_steps, self.keep_checkpoints
         )
+
+
+class CardOptions(Config):
+    """What card.md says that nobody can measure."""
+
+    license: str = UNKNOWN
+    """Licence for card.md, as the Hugging Face hub spells it: apache-2.0, mit, other,
+    ... It must suit those of members and data, which nobody can tell here."""
+
+    @model_validator(mode="after")
+    def _licensed(self) -> "CardOptions":
+        refuse_license(self.license)
+        return self
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from metaensemble.teachers import Average, Ensemble, load_ensemble
 from metaensemble.weightformer import Predictor
 from metaensemble.workflows.conditioning import disjoint
 from metaensemble.workflows.options import (
+    CardOptions,
     DataOptions,
     MemberOptions,
     RunOptions,
@@ -65,7 +66,7 @@ class LearnOptions(GeneratorTraining, RunOptions, MemberOptions, DataOptions):
         return WeightFormerMethod(**fields, tune_epochs=0)
 
 
-class PredictOptions(RunOptions):
+class PredictOptions(CardOptions, RunOptions):
     """Write a student in one forward pass."""
 
     members: tuple[Path, ...]

@@ -31,6 +31,7 @@ from metaensemble.methods import (
     RKD,
     SP,
     VID,
+    Auto,
     Blockwise,
     EnsembleDistribution,
     FitNet,
@@ -76,6 +77,7 @@ MethodUnion = (
     | SelfDistillation
     | EnsembleDistribution
     | WeightFormerMethod
+    | Auto
 )
 AnyMethod = Annotated[MethodUnion, Field(discriminator="name")]
 """One of the methods, told apart by its ``name``."""

@@ -1,5 +1,6 @@
 """The report of a student: measured once on test, beside its teachers."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,36 @@ from metaensemble.report import (
     reliability_of,
     write_report,
 )
-from metaensemble.report.card import write_card
+from metaensemble.report.card import UNKNOWN, write_card
+from metaensemble.report.contrast import contrasts
+from metaensemble.report.intervals import intervals_of, per_class
 from metaensemble.report.page import write_page
+from metaensemble.report.predictions import (
+    FOLDER,
+    Answers,
+    Predictions,
+    save_predictions,
+)
 from metaensemble.report.verdict import verdict
-from metaensemble.teachers import Ensemble, Kinship, Member, save_member
+from metaensemble.teachers import Ensemble, Member, save_member
 from metaensemble.workflows.diagnosis import kinship_of
+from metaensemble.workflows.notes import kin_note, matching_notes, shown_path
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.students import Student, evaluate_on, state_of
 
 STUDENT_FILE = "student.safetensors"
+PREDICTIONS_FILE = "test.safetensors"
+"""In the folder of predictions."""
 NOTHING_FOUND = Findings()
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A student's report, and what it rests on."""
+
+    report: Report
+    predictions: Predictions
+    """For the test images."""
 
 
 def report_student(
@@ -58,7 +79,29 @@ def report_student(
     path: Path | None = None,
     found: Findings = NOTHING_FOUND,
 ) -> Report:
-    """Return the report of a student; this is where test data are touched.
+    """Return the report of a student; see `measure_student`."""
+    return measure_student(
+        session,
+        ensemble,
+        student,
+        command=command,
+        method=method,
+        path=path,
+        found=found,
+    ).report
+
+
+def measure_student(
+    session: Session,
+    ensemble: Ensemble,
+    student: Student,
+    *,
+    command: str,
+    method: Method,
+    path: Path | None = None,
+    found: Findings = NOTHING_FOUND,
+) -> Reported:
+    """Return report and predictions of a student; this is where test data are touched.
 
     Args:
         session: data, cache, device, seed.
@@ -77,6 +120,23 @@ def report_student(
     on_test = evaluate_on(session, student.network, student.info, data.test)
     on_validation = evaluate_on(session, student.network, student.info, data.validation)
     mean, whole = mean_measured(members), measure(together, labels)
+    best = max(
+        range(len(members)), key=lambda i: (members[i].accuracy, -members[i].nll)
+    )
+    best_log_probs = logits[best].log_softmax(-1)
+    sha256 = sha256_of(path) if path else None
+    predictions = Predictions(
+        data=data.name,
+        classes=tuple(data.classes),
+        images=data.test.fingerprint,
+        student_sha256=sha256,
+        labels=labels,
+        models={
+            "student": Answers.of(on_test.log_probs, labels),
+            "ensemble": Answers.of(together, labels),
+            "best_member": Answers.of(best_log_probs, labels),
+        },
+    )
     diagnosis = found.diagnosis
     kin = kinship_of(ensemble) if diagnosis is None else diagnosis.kinship
     split = disagreement(logits.log_softmax(-1))
@@ -87,7 +147,7 @@ def report_student(
         data=data_row(data),
         teachers=[
             TeacherRow(
-                path=_shown(member.path, session.folder),
+                path=shown_path(member.path, session.folder),
                 sha256=member.sha256,
                 architecture=member.info.architecture,
                 test=measured,
@@ -98,12 +158,12 @@ def report_student(
             )
         ],
         mean_teacher=TestRow(test=mean),
-        best_teacher=TestRow(test=max(members, key=lambda m: (m.accuracy, -m.nll))),
+        best_teacher=TestRow(test=members[best]),
         ensemble=TestRow(test=whole),
         student=StudentRow(
             test=on_test.measured,
             validation=on_validation.measured,
-            sha256=sha256_of(path) if path else None,
+            sha256=sha256,
         ),
         headroom=headroom(on_test.measured, mean, whole),
         fidelity=Fidelity(
@@ -118,26 +178,28 @@ def report_student(
             *student.notes,
             *(diagnosis.notes if diagnosis else []),
             *found.notes,
-            *_matching_notes(data, ensemble, student),
+            *matching_notes(data, ensemble, student),
             *(
                 [f"members disagree on {100 * split:.1f} % of the test images"]
                 if len(ensemble) > 1
                 else []
             ),
-            *([_kin_note(kin)] if kin else []),
+            *([kin_note(kin)] if kin else []),
         ],
         reliability=ReliabilityPair(
             student=reliability_of(on_test.log_probs, labels),
             ensemble=reliability_of(together, labels),
+            best_member=reliability_of(best_log_probs, labels),
         ),
         history=[dict(row) for row in student.history] or None,
         diagnosis=diagnosis,
         barrier=found.barrier,
         against_best=found.against_best,
+        choice=found.choice,
         trained_together=found.trained_together or None,
         others=[
             NetworkRow(
-                path=_shown(member.path, session.folder),
+                path=shown_path(member.path, session.folder),
                 sha256=member.sha256,
                 architecture=member.info.architecture,
                 test=evaluate_on(
@@ -146,8 +208,11 @@ def report_student(
             )
             for member in found.others
         ],
+        intervals=intervals_of(predictions),
+        per_class=per_class(predictions),
     )
-    return report.model_copy(update={"verdict": verdict(report)})
+    told = report.model_copy(update={"verdict": verdict(report)})
+    return Reported(told, predictions)
 
 
 def write_run(
@@ -160,10 +225,15 @@ def write_run(
     method: Method,
     final: Path,
     found: Findings = NOTHING_FOUND,
+    license: str = UNKNOWN,
 ) -> Report:
-    """Write a run's student, report, card and page into `folder`; return the report."""
+    """Write a run's files but config and log into `folder`; return the report.
+
+    They are the student, its report, its predictions for the test images, card and
+    page.
+    """
     member = save_student(folder / STUDENT_FILE, ensemble, student, method, found)
-    report = report_student(
+    reported = measure_student(
         session,
         ensemble,
         student,
@@ -172,9 +242,18 @@ def write_run(
         path=member.path,
         found=found,
     )
+    report, predictions = reported.report, reported.predictions
     write_report(folder / "report.json", report)
-    write_card(folder / "card.md", report)
-    write_page(folder / "page.html", f"{method.name_}: {final.name}", [report])
+    save_predictions(folder / FOLDER / PREDICTIONS_FILE, predictions)
+    write_card(folder / "card.md", report, member.info, license)
+    config = folder / "config.yaml"
+    write_page(
+        folder / "page.html",
+        f"{method.name_}: {final.name}",
+        [report],
+        contrasts=contrasts(predictions, session.data.test),
+        config=config.read_text(encoding="utf-8") if config.exists() else None,
+    )
     test = report.student.test.model_dump(mode="json")
     session.log.event("student", method=method.name_, stage=student.stage, test=test)
     return report
@@ -245,48 +324,4 @@ def _cost(session: Session, ensemble: Ensemble, student: Student) -> Cost:
         latency_ms=latency_of(student.network.eval(), example),
         ensemble_latency_ms=together,
         peak_memory_mb=peak_memory_mb(),
-    )
-
-
-def _matching_notes(data: ImageData, ensemble: Ensemble, student: Student) -> list[str]:
-    """Return what was matched between the data and the networks, a fact each."""
-    notes = []
-    turned = [m.name for m in ensemble.members if m.order is not None]
-    if turned:
-        notes.append(
-            f"classes of {', '.join(turned)} are in another order than those of "
-            f"{data.name}; they are matched by name"
-        )
-    sizes: dict[tuple[int, int], list[str]] = {}
-    for member in ensemble.members:
-        if member.image_size is not None:
-            sizes.setdefault(member.info.input_shape[1:], []).append(member.name)
-    for size, names in sizes.items():
-        notes.append(
-            f"images of {_pixels(data.input_shape[1:])} are resized to "
-            f"{_pixels(size)} for {', '.join(names)}"
-        )
-    if student.info.classes != data.classes:
-        notes.append(f"the student's classes are in another order than {data.name}'s")
-    if student.info.input_shape != data.input_shape:
-        size = _pixels(student.info.input_shape[1:])
-        notes.append(f"the student takes images of {size}")
-    return notes
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]} pixels"
-
-
-def _shown(path: Path, folder: Path | None) -> str:
-    """Return a member's path; within the run's own folder, relative to it."""
-    inside = folder is not None and path.is_relative_to(folder)
-    return str(path.relative_to(folder)) if folder and inside else str(path)
-
-
-def _kin_note(kin: Kinship) -> str:
-    source = "their records say" if kin.recorded else "judged by the cosine"
-    return (
-        f"members are {kin.regime} ({source}); mean cosine of their weights "
-        f"{kin.cosine:.2f}"
     )

@@ -14,6 +14,7 @@ from metaensemble.data import ImageData, load_data
 from metaensemble.merging import AlignedSoup, BestMember, Soup
 from metaensemble.methods import KD, Supervised, WeightFormerMethod
 from metaensemble.report import Report
+from metaensemble.report.predictions import FOLDER, save_predictions
 from metaensemble.teachers import Ensemble, Member
 from metaensemble.weightformer import save_predictor
 from metaensemble.workflows.fuse import fuse_students
@@ -21,7 +22,7 @@ from metaensemble.workflows.options import Session
 from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.predicting import predicted_student, tune_student
 from metaensemble.workflows.registry import MethodUnion
-from metaensemble.workflows.reporting import report_student, save_student
+from metaensemble.workflows.reporting import measure_student, save_student
 from metaensemble.workflows.students import Student
 from metaensemble.workflows.teach import Knowledge, teach_member, teach_members
 
@@ -159,9 +160,16 @@ def _report(
     method: MethodUnion,
     command: str,
 ) -> Report:
-    name = method.name if student.stage is None else f"{method.name}-{student.stage}"
-    path = folder / "students" / f"{name}.safetensors"
+    name = file_of(method.name, student.stage)
+    path = folder / "students" / name
     save_student(path, ensemble, student, method)
-    return report_student(
+    reported = measure_student(
         session, ensemble, student, command=command, method=method, path=path
     )
+    save_predictions(folder / FOLDER / name, reported.predictions)
+    return reported.report
+
+
+def file_of(name: str, stage: str | None) -> str:
+    """Return the name of a student's file, and of that of its predictions."""
+    return f"{name if stage is None else f'{name}-{stage}'}.safetensors"

@@ -25,6 +25,7 @@ RUN_FILES = {
     "config.yaml",
     "log.jsonl",
     "page.html",
+    "predictions",
 }
 SMALL = {
     "kd": "--epochs 2",

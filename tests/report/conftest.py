@@ -1,9 +1,12 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from metaensemble.data import TensorSplit
 from metaensemble.metrics import Measured
 from metaensemble.report import (
     AgainstBest,
@@ -13,6 +16,7 @@ from metaensemble.report import (
     DataRow,
     Diagnosis,
     Fidelity,
+    NetworkRow,
     Point,
     Reliability,
     ReliabilityPair,
@@ -22,6 +26,11 @@ from metaensemble.report import (
     TestRow,
     headroom,
 )
+from metaensemble.report.comparison import differences
+from metaensemble.report.contrast import contrasts
+from metaensemble.report.intervals import intervals_of, per_class
+from metaensemble.report.page import write_page
+from metaensemble.report.predictions import Answers, Predictions
 from metaensemble.teachers import Kinship
 
 Make = Callable[..., Report]
@@ -152,6 +161,106 @@ def findings() -> dict[str, Any]:
 @pytest.fixture
 def against() -> Callable[..., AgainstBest]:
     return beside
+
+
+def answered(seed: int = 0, images: int = 200, sha256: str = "f" * 64) -> Predictions:
+    """Predictions for random images of 9 classes; the ensemble is the surest."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(9, (images,), generator=torch.Generator().manual_seed(7))
+
+    def answers(strength: float) -> Answers:
+        logits = torch.randn(images, 9, generator=random)
+        logits[torch.arange(images), labels] += strength
+        return Answers.of(logits.log_softmax(-1), labels)
+
+    return Predictions(
+        data="digits",
+        classes=tuple("abcdefghi"),
+        images="0" * 64,
+        student_sha256=sha256,
+        labels=labels,
+        models={
+            "student": answers(2.0),
+            "ensemble": answers(3.0),
+            "best_member": answers(1.0),
+        },
+    )
+
+
+@pytest.fixture
+def predicted() -> Callable[..., Predictions]:
+    return answered
+
+
+@pytest.fixture
+def test_split() -> TensorSplit:
+    """The images of `predicted`: small, grey, random."""
+    random = torch.Generator().manual_seed(1)
+    shape = (200, 1, 8, 8)
+    images = torch.randint(256, shape, generator=random, dtype=torch.uint8)
+    return TensorSplit(images, answered().labels)
+
+
+@pytest.fixture(scope="session")
+def full_page() -> Callable[[Path], None]:
+    """Write a page that has every section and every figure."""
+
+    def write(path: Path) -> None:
+        reports, kept = [], []
+        for place, (accuracy, name, seed) in enumerate(
+            ((0.96, "kd", 0), (0.95, "kd", 1), (0.93, "soup", 0), (0.2, "repair", 0))
+        ):
+            predictions = answered(place, sha256=str(place) * 64)
+            kept.append(predictions)
+            student = StudentRow(test=measured(accuracy), sha256=str(place) * 64)
+            bends = ReliabilityPair(
+                student=bins(0.8), ensemble=bins(1.3), best_member=bins(1.1)
+            )
+            history = [
+                {"images": 1000 * i, "accuracy": 0.85 + 0.02 * i} for i in range(5)
+            ]
+            report = build(
+                accuracy,
+                name,
+                seed=seed,
+                student=student,
+                diagnosis=diagnosed(),
+                barrier=between(),
+                history=history,
+                reliability=bends,
+                intervals=intervals_of(predictions),
+                per_class=per_class(predictions),
+                notes=["a note of some length " * 5],
+                trained_together=True,
+                others=[
+                    NetworkRow(
+                        path="networks/gated.safetensors",
+                        sha256="e" * 64,
+                        architecture="mlp",
+                        test=measured(0.97),
+                    )
+                ],
+                cost=Cost(
+                    parameters=26_122,
+                    macs=25_900,
+                    train_seconds=12.5 * (place + 1),
+                    train_images=4000 + place,
+                    latency_ms=0.21,
+                    ensemble_latency_ms=0.83,
+                ),
+            )
+            reports.append(report)
+        images = torch.randint(256, (200, 1, 8, 8), dtype=torch.uint8)
+        write_page(
+            path,
+            "a run",
+            reports,
+            contrasts=contrasts(answered(), TensorSplit(images, answered().labels)),
+            differences=differences(reports, kept),
+            config="seed: 0\nmethod:\n  name: kd\n",
+        )
+
+    return write
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Page and card: what they show, and that no name can break out of them."""
+"""The page and its headline: what they show, and that no name can break out."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 
 from metaensemble.core.errors import InputError
 from metaensemble.report import Report
@@ -16,7 +15,7 @@ from metaensemble.report.page import write_page
 from metaensemble.report.verdict import headline, verdict
 
 Make = Callable[..., Report]
-VOID = {"meta", "br", "path", "use"}
+VOID = {"meta", "br", "img", "path", "use"}
 
 
 class Outline(HTMLParser):
@@ -28,11 +27,18 @@ class Outline(HTMLParser):
         self.tags: list[str] = []
         self.links: list[str] = []
         self.words: list[str] = []
+        self.alternatives: list[str] = []
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         names = {"src", "href", "xlink:href", "action", "data"}
         self.links += [value or "" for name, value in attrs if name in names]
+        given = dict(attrs)
+        if tag in ("img", "svg"):
+            self.alternatives.append(given.get("alt") or given.get("aria-label") or "")
+        if tag not in ("path", "g") and given.get("id"):
+            self.ids.append(given["id"] or "")
         if tag not in VOID:
             self.stack.append(tag)
 
@@ -105,6 +111,78 @@ def test_settings_get_a_table_and_figures_each(make: Make, tmp_path: Path):
     found = page(tmp_path, [make(regime="one-start"), make(regime="independent")])
     assert found.tags.count("table") == 3
     assert "independent" in "".join(found.words)
+
+
+def test_the_full_page_needs_no_network_and_names_its_pictures(
+    full_page: Callable[[Path], None], tmp_path: Path
+):
+    full_page(tmp_path / "page.html")
+    found = outline(tmp_path / "page.html")
+    assert not {"script", "link", "iframe", "a", "object"} & set(found.tags)
+    pictures = [link for link in found.links if not link.startswith("#")]
+    assert len(pictures) == found.tags.count("img") == 12
+    assert all(link.startswith("data:image/png;base64,") for link in pictures)
+    assert len(found.alternatives) == 12 + found.tags.count("svg")
+    assert all(found.alternatives)
+    assert len(set(found.ids)) == len(found.ids)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "@media (prefers-color-scheme: dark)" in text
+    assert "@media print" in text
+    assert '<meta name="color-scheme" content="light dark">' in text
+
+
+def test_the_full_page_has_every_section(
+    full_page: Callable[[Path], None], tmp_path: Path
+):
+    full_page(tmp_path / "page.html")
+    text = "\n".join(outline(tmp_path / "page.html").words)
+    for part in (
+        "The lead of ",
+        "best member",
+        "headroom recovered, %",
+        "accuracy of the student minus the ensemble's, points",
+        "Differences between methods",
+        "Where student and ensemble differ most",
+        "What was trained beside the student",
+        "networks/gated.safetensors",
+        "All settings, as --config reads them",
+        "name: kd",
+    ):
+        assert part in text
+
+
+def test_a_page_tells_what_was_tried(make: Make, tmp_path: Path):
+    candidate = {
+        "accuracy": 0.9,
+        "nll": 0.3,
+        "ece": 0.05,
+        "kl": 0.1,
+        "behind": 0.0,
+        "behind_error": 0.0,
+        "parameters": 1000,
+        "macs": 2000,
+        "latency_ms": 0.5,
+        "train_seconds": 3.0,
+        "train_images": 100,
+    }
+    choice = {
+        "candidates": [
+            candidate | {"method": "soup", "dominated": True},
+            candidate | {"method": "kd", "settings": "8 passes", "dominated": False},
+        ],
+        "chosen": 1,
+        "images": 500,
+        "best_member": "b",
+        "ensemble_accuracy": 0.95,
+        "below_ensemble": 0.05,
+        "below_ensemble_error": 0.01,
+        "within": 0.01,
+        "left_out": ["meal needs more time."],
+    }
+    words = page(tmp_path, [make(choice=choice)]).words
+    for part in ("What was tried", "8 passes", "chosen", "dominated"):
+        assert part in words
+    assert "meal needs more time." in words
 
 
 def test_a_page_without_reports_is_refused(tmp_path: Path):
@@ -209,27 +287,3 @@ def test_a_fallback_is_told_wherever_the_student_is_named(
 
 def test_a_reports_own_verdict_goes_first(make: Make):
     assert headline([make(verdict="Mine.")]) == "Mine."
-
-
-def test_the_card_has_readable_front_matter(make: Make, tmp_path: Path):
-    write_card(tmp_path / "card.md", make(notes=["a note"]))
-    text = (tmp_path / "card.md").read_text(encoding="utf-8")
-    front = yaml.safe_load(text.split("---\n")[1])
-    assert front["license"] == "unknown"
-    assert front["tags"] == ["metaensemble", "ensemble", "kd"]
-    metric = front["model-index"][0]["results"][0]["metrics"][0]
-    assert metric == {"type": "accuracy", "value": 0.96}
-    assert "a0" * 32 in text
-    assert "- a note" in text
-    assert "$" not in text
-
-
-def test_no_name_breaks_out_of_the_card(hostile: Report, tmp_path: Path):
-    assert hostile.against_best is not None
-    fell = hostile.against_best.model_copy(update={"fallback": True})
-    write_card(tmp_path / "card.md", hostile.model_copy(update={"against_best": fell}))
-    text = (tmp_path / "card.md").read_text(encoding="utf-8")
-    front, body = text.split("---\n", 2)[1:]
-    assert yaml.safe_load(front)["tags"][2].startswith("<script")
-    prose = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
-    assert not re.search(r"(?<!\\)<script", prose)

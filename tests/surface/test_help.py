@@ -10,6 +10,8 @@ from metaensemble.cli import main
 from metaensemble.cli.demo import Demo
 from metaensemble.cli.evaluate import Evaluate
 from metaensemble.cli.main import COMMANDS
+from metaensemble.workflows.comparing import CompareOptions
+from metaensemble.workflows.exporting import ExportOptions
 from metaensemble.workflows.fuse import FuseOptions
 from metaensemble.workflows.predict import LearnOptions, PredictOptions
 from metaensemble.workflows.registry import METHODS
@@ -50,7 +52,17 @@ def test_a_methods_own_flags_are_in_its_help(capsys, name):
 
 
 @pytest.mark.parametrize(
-    "options", [FuseOptions, LearnOptions, PredictOptions, TeachOptions, Demo, Evaluate]
+    "options",
+    [
+        CompareOptions,
+        ExportOptions,
+        FuseOptions,
+        LearnOptions,
+        PredictOptions,
+        TeachOptions,
+        Demo,
+        Evaluate,
+    ],
 )
 def test_every_flag_is_explained(options):
     for name, info in options.model_fields.items():

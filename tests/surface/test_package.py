@@ -5,7 +5,7 @@ import pytest
 
 import metaensemble as me
 
-LISTED = ["Fused", "evaluate", "fuse", "load_data", "load_ensemble"]
+LISTED = ["Fused", "evaluate", "export_model", "fuse", "load_data", "load_ensemble"]
 
 
 def test_importing_the_package_imports_no_torch():

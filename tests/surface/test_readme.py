@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from metaensemble.cli import demo, evaluate, learn_weightformer, methods, predict, teach
+from metaensemble.cli import (
+    compare,
+    demo,
+    evaluate,
+    export,
+    learn_weightformer,
+    methods,
+    predict,
+    teach,
+)
 from metaensemble.cli.fuse import Fuse
 from metaensemble.cli.main import COMMANDS
 from metaensemble.cli.parse import parse, parse_with_method
@@ -32,6 +41,10 @@ PARSERS = {
     "evaluate": lambda words: parse(
         evaluate.Evaluate, words, "evaluate", positional="models"
     ),
+    "compare": lambda words: parse(
+        compare.Compare, words, "compare", positional="runs"
+    ),
+    "export": lambda words: parse(export.Export, words, "export", positional="run"),
     "methods": lambda words: parse(methods.Methods, words, "methods"),
 }
 """Command to what its `run` does before anything else."""
@@ -55,6 +68,7 @@ def examples() -> list[str]:
         learn_weightformer.LearnWeightformer,
         predict.Predict,
         evaluate.Evaluate,
+        compare.Compare,
         methods.Methods,
     ):
         _, _, told_from = (kind.__doc__ or "").partition("Example: ")

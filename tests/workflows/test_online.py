@@ -45,6 +45,7 @@ def test_a_run_holds_the_student_and_every_network(digits):
         "networks/branch-2.safetensors",
         "networks/gated.safetensors",
         "page.html",
+        "predictions/test.safetensors",
         "report.json",
         "student.safetensors",
     }
