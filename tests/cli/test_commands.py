@@ -28,6 +28,7 @@ RUN_FILES = {
     "predictions",
 }
 SMALL = {
+    "auto": "--budget 300images",
     "kd": "--epochs 2",
     "weightformer": "--epochs 2 --width 8 --heads 1 --depth 1 --tune-epochs 1",
 }

@@ -12,6 +12,7 @@ from metaensemble.teachers import Ensemble, MemberInfo, save_member
 from metaensemble.workflows.registry import METHODS, MethodUnion, make_method
 
 SMALL: dict[str, dict[str, Any]] = {
+    "auto": {"budget": "24images"},
     "self_distillation": {"generations": 1},
     "srm": {"dictionary_epochs": 1, "init_epochs": 1},
     "student_ensemble": {"students": 2},

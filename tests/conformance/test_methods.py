@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import sha256_of
 from metaensemble.engine import Fitted, RunLog, evaluate, fit
-from metaensemble.methods import Distillation, Learner, TrainedMethod
+from metaensemble.methods import Auto, Distillation, Learner, TrainedMethod
 from metaensemble.models import has_batchnorm, init_model
 from metaensemble.report import Report, read_report, write_report
 from metaensemble.teachers import Ensemble, LiveTeacher, load_member
@@ -212,7 +212,8 @@ def test_another_student_is_refused_or_made(name, tmp_path):
     options = RunOptions(device="cpu", cache=tmp_path / "cache", quiet=True)
     session = open_session(options, data, None, RunLog(quiet=True))
     method = small(name)
-    if not isinstance(method, TrainedMethod) or name == "weightformer":
+    takes = isinstance(method, TrainedMethod | Auto)
+    if not takes or name == "weightformer":
         with pytest.raises(InputError, match="--student must be the members' arch"):
             fuse_students(session, ensemble, method, "mlp,width=8")
         return
