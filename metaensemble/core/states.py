@@ -123,7 +123,7 @@ def _load_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
 
 def _load_pickled(path: Path, *, mapped: bool = False) -> State:
     try:
-        zipped = _refuse_packed(path)
+        zipped = refuse_packed(path)
         mmap = mapped and zipped  # older formats cannot be mapped
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises half a dozen types for broken files
@@ -152,7 +152,7 @@ def _load_pickled(path: Path, *, mapped: bool = False) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def _refuse_packed(path: Path) -> bool:
+def refuse_packed(path: Path) -> bool:
     """Tell whether `path` is a zip file, which must not unfold: torch compresses none.
 
     Raises:

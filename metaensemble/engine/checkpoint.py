@@ -10,6 +10,8 @@ from torch import Tensor
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import atomic_path
+from metaensemble.core.guards import refuse_irregular
+from metaensemble.core.states import refuse_packed
 
 SHARE = 0.02
 """Most of the time that saving may take: where a save takes long, they are rarer."""
@@ -56,13 +58,29 @@ def load_progress(path: Path) -> Progress | None:
     """
     if not path.exists():
         return None
+    refuse_irregular(path, "a checkpoint")
     try:
-        return Progress(**torch.load(path, map_location="cpu", weights_only=True))
+        refuse_packed(path)
+        return _checked(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises half a dozen types for broken files
         raise InputError(
             f"a checkpoint must be whole to resume from it, but {path} is not "
             f"({type(error).__name__}); delete it to start this stage again"
         ) from error
+
+
+def _checked(values: dict[str, Any]) -> Progress:
+    """Return the progress that a file holds.
+
+    Raises:
+        TypeError: a field is unknown, or of another type.
+    """
+    progress, fresh = Progress(**values), vars(Progress())
+    for name, value in vars(progress).items():
+        kinds = (int, float) if isinstance(fresh[name], float) else type(fresh[name])
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    return progress
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,22 @@ def test_a_broken_newest_one_costs_the_steps_since_the_one_before(tmp_path):
         checkpoints.load()
 
 
+@pytest.mark.parametrize(
+    "values", [{"step": "5"}, {"learner": []}, {"speed": 3}, {"seconds": None}, [3]]
+)
+def test_a_checkpoint_of_other_things_is_refused(tmp_path, values):
+    checkpoints = Checkpoints(tmp_path / ".kd.ckpt")
+    torch.save(values, tmp_path / ".kd.00000005.ckpt")
+    with pytest.raises(InputError, match=r"must be whole .* is not .Type"):
+        checkpoints.load()
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    (tmp_path / ".kd.00000005.ckpt").mkdir()
+    with pytest.raises(InputError, match=r"00000005.ckpt"):
+        Checkpoints(tmp_path / ".kd.ckpt").load()
+
+
 def test_steps_and_seconds_say_when(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
