@@ -397,7 +397,7 @@ def test_a_reports_keys_are_those_of_the_schema(cli, zoo):
         "environment",
     }
     optional = {"regime", "verdict", "notes", "reliability", "history"}
-    optional |= {"diagnosis", "against_best"}
+    optional |= {"diagnosis", "against_best", "intervals", "per_class"}
     assert set(value) == fixed | optional
     assert set(value["cost"]) == {
         "parameters",
