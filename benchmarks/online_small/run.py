@@ -36,12 +36,21 @@ SEEDS = (0, 10, 20)
 EPOCHS = 20.0
 """Of every training, over 9,000 labelled images."""
 RATE = 0.1
-"""Of every training: the best of .05, .1 and .2 for a network alone on validation of
-seed 30, and as good as the best for ONE."""
+"""Of every training but ONE's: the best of .05, .1 and .2 for a network alone, by its
+accuracy on validation with seed 30."""
 ALONE = Supervised(epochs=EPOCHS, learning_rate=RATE)
 ONLINE: dict[str, dict[str, Any]] = {
-    "one": {"name": "one", "branches": 3},
-    "student_ensemble": {"name": "student_ensemble", "students": 4},
+    # by the same search: the mean accuracy of its branches is 61.9, 63.7, 64.4 %
+    "one": {"name": "one", "branches": 3, "learning_rate": 0.2},
+    # the best of three weightings, by the smallest student with seed 30, eight epochs
+    "student_ensemble": {
+        "name": "student_ensemble",
+        "students": 4,
+        "label_weight": 1.0,
+        "feature_weight": 0.05,
+        "kd_weight": 0.3,
+        "temperature": 2.0,
+    },
     "mutual": {"name": "mutual", "peers": 2},
     "self_distillation": {"name": "self_distillation", "label_weight": 0.5},
 }
@@ -103,7 +112,8 @@ def trained(
         return [alone(session, folder, smallest["architecture"])]
     if group == "two_stage":
         return two_stage(session, folder)
-    method = make_method(epochs=EPOCHS, learning_rate=RATE, **ONLINE[group])
+    settings = {"epochs": EPOCHS, "learning_rate": RATE, **ONLINE[group]}
+    method = make_method(**settings)
     assert isinstance(method, OnlineMethod)
     grown = grow(session, method, Choices(student=ARCHITECTURE), folder)
     cost = spent(grown.student)
