@@ -79,8 +79,10 @@ def test_the_order_is_that_of_the_theory(study: ModuleType, rows, mean):
     for figure in ("test", "single_view", "features_learned"):
         figures = [mean(arm, figure) for arm in order]
         assert figures == sorted(figures), figure
-    assert min(study.gains(rows, "ensemble", "single", "single_view")) > 0.05
-    assert min(study.gains(rows, "distilled", "single", "single_view")) > 0.05
+    for arm in ("ensemble", "distilled"):
+        gains = study.gains(rows, arm, "single", "single_view")
+        assert min(gains) > 0, arm
+        assert statistics.mean(gains) > 0.05, arm
 
 
 @pytest.mark.slow
