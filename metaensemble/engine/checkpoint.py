@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import atomic_path
@@ -15,6 +15,8 @@ from metaensemble.core.states import refuse_packed
 
 SHARE = 0.02
 """Most of the time that saving may take: where a save takes long, they are rarer."""
+SPEED = 2e8
+"""Bytes that a disk is thought to take per second, before the first save tells."""
 
 
 @dataclass
@@ -120,6 +122,11 @@ class Checkpoints:
             if path.name[len(stem) + 1 : -len(suffix)].isdecimal()
         ]
         return sorted(found, reverse=True)
+
+    def expect(self, learner: nn.Module) -> None:
+        """Guess what the first save will take: weights, two momenta, the best state."""
+        tensors = [*learner.parameters(), *learner.buffers()]
+        self._took = 4 * sum(t.numel() * t.element_size() for t in tensors) / SPEED
 
     def due(self, step: int) -> bool:
         """Return whether it is time to save, after `step` steps."""

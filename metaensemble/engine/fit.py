@@ -171,6 +171,7 @@ def _begun(
     """Return where the training stands; the learner is as it was there."""
     progress = None
     if checkpoints:
+        checkpoints.expect(learner)
         progress, wrong = world.agreed(checkpoints.load)
         for complaint in wrong:
             log.say(f"{complaint} (an older one is whole, and is used)")

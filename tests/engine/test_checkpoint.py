@@ -10,7 +10,7 @@ import torch
 
 from metaensemble.core.errors import InputError
 from metaensemble.engine import Checkpoints, RunLog, Saving, fit
-from metaensemble.engine.checkpoint import SHARE, Progress
+from metaensemble.engine.checkpoint import SHARE, SPEED, Progress
 from metaensemble.engine.interruption import stopping_gently
 from metaensemble.methods import Batch, Supervised
 from metaensemble.models import init_model
@@ -97,6 +97,18 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     assert not checkpoints.due(2)
     now[0] += 2
     assert checkpoints.due(2)
+
+
+def test_the_first_save_of_a_large_network_waits(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path / ".a.ckpt", Saving(seconds=10.0))
+    numbers = round(SPEED / 4 / 4)  # of four bytes, four times: a second
+    checkpoints.expect(torch.nn.Linear(1, numbers, bias=False).to("meta"))
+    now[0] = 1 / SHARE - 1
+    assert not checkpoints.due(1)
+    now[0] += 2
+    assert checkpoints.due(1)
 
 
 def trained(digits, tmp_path, batches, name: str, *, stop_at: int | None = None, **how):
