@@ -1,5 +1,6 @@
 """bfloat16 and compilation, for the networks alone and for the training alone."""
 
+import copy
 import subprocess
 import sys
 
@@ -43,6 +44,33 @@ def test_networks_compute_in_bfloat16_and_give_float32(ensemble):
     assert network.dtype == torch.float32
 
 
+def test_what_is_measured_is_measured_in_float32(ensemble):
+    network = Seen()
+    method = KD(precision="bfloat16")
+    with running_as(method, method.learner(network, ensemble)):
+        network.eval()(torch.ones(2, 4))
+        assert network.dtype == torch.float32
+        with torch.no_grad():  # statistics of batch norm are re-estimated so
+            network.train()(torch.ones(2, 4))
+        assert network.dtype == torch.float32
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bfloat16"}, {"compile": True}])
+def test_a_copy_computes_with_its_own_weights(ensemble, settings, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call: call)  # what counts is where
+    network = Seen()
+    method = KD(**settings)
+    with running_as(method, method.learner(network, ensemble)):
+        copied = copy.deepcopy(network)
+        with torch.no_grad():
+            copied.linear.weight.zero_()
+            copied.linear.bias.fill_(2.0)
+        for mode in (True, False):
+            logits = copied.train(mode)(torch.ones(2, 4))["logits"]
+            assert torch.equal(logits, torch.full((2, 3), 2.0))
+            assert copied.dtype == torch.float32
+
+
 def test_an_error_within_a_network_ends_its_precision(ensemble):
     learner = KD().learner(Seen(), ensemble)
     method = KD(precision="bfloat16")
@@ -77,7 +105,7 @@ def losses(digits, ensemble, batches, kind: str, **settings) -> list[float]:
         validate=lambda _: {"objective": 0.0},
     )
     assert all(p.dtype == torch.float32 for p in learner.parameters())
-    assert "forward" not in vars(learner.heavy()[0])
+    assert learner.heavy()[0]._compiled_call_impl is None
     name = "loss_distillation" if kind == "kd" else "loss_divergence"
     return [float(row[name]) for row in fitted.history[1:]]
 
@@ -97,8 +125,26 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+METHODS = {
+    "kd": ("--start", "scratch"),
+    "latent_ensemble": ("--start", "scratch"),
+    "weightformer": (
+        "--width",
+        "8",
+        "--heads",
+        "1",
+        "--depth",
+        "1",
+        "--head",
+        "direct",
+    ),
+}
+"""The second and third export a network other than that which is trained."""
+
+
 @pytest.mark.slow
-def test_compiled_trains_alike(make_member, tmp_path):
+@pytest.mark.parametrize("kind", METHODS)
+def test_compiled_trains_alike(make_member, tmp_path, kind):
     """In a process of its own, without the type checks that compilers stumble over."""
     for seed in range(2):
         make_member(tmp_path / "zoo" / f"{seed}.safetensors", seed, "mlp,width=8")
@@ -106,7 +152,7 @@ def test_compiled_trains_alike(make_member, tmp_path):
     for flag in ([], ["--compile"]):
         out = tmp_path / f"run{len(flag)}"
         words = f"fuse {tmp_path}/zoo --data digits --limit-train 60 --epochs 8 --quiet"
-        how = "--method kd --start scratch --batch-size 16".split()
+        how = ["--method", kind, *METHODS[kind], "--batch-size", "16"]
         command = [sys.executable, "-c", COMMAND, *words.split(), *how, *flag]
         subprocess.run([*command, "--out", str(out)], check=True, timeout=600)
         report = read_report(out)
