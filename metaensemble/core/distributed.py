@@ -24,7 +24,16 @@ CHUNK = 2**24
 
 
 class ToldError(InputError):
-    """Bad input that another process of this run has found, and tells of."""
+    """Bad input that another process of this run has found, and tells of.
+
+    Args:
+        message: the sentence.
+        kind: class of the error there.
+    """
+
+    def __init__(self, message: str, kind: type[InputError] = InputError):
+        super().__init__(message)
+        self.kind = kind
 
 
 class LostProcessError(RuntimeError):
@@ -65,13 +74,13 @@ class World:
         """
         if self.alone:
             return work()
-        message: list[Any] = [None, None]
+        message: list[Any] = [None, None, InputError]
         failure: BaseException | None = None
         if self.first:
             try:
                 message[0] = work()
             except InputError as error:
-                failure, message[1] = error, str(error)
+                failure, message[1:] = error, [str(error), type(error)]
             except BaseException as error:
                 failure, message[1] = error, f"the first process failed: {error!r}"
         with _noticing_loss():
@@ -79,7 +88,7 @@ class World:
         if failure is not None:
             raise failure
         if message[1] is not None:
-            raise ToldError(message[1])
+            raise ToldError(message[1], message[2])
         return message[0]
 
     def wait(self) -> None:

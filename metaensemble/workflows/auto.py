@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from metaensemble.core.errors import InputError
+from metaensemble.core.distributed import ToldError
+from metaensemble.core.errors import DiskError, InputError
 from metaensemble.methods import KD, Auto, TrainedMethod
 from metaensemble.metrics import kl_to, measure
 from metaensemble.models import init_model
@@ -66,15 +67,16 @@ def auto_student(
         method: the budget.
         make: makes the student of one method.
         diagnosis: of the members, if known; else only what needs none is merged.
-        architecture: of the student, where it is not that of the members.
+        architecture: of the student, where it is not that of the members; no member
+            is a candidate then, and none is merged.
 
     Raises:
-        InputError: the budget allows nothing but keeping a member.
+        InputError: the budget allows nothing, or nothing but keeping a member.
     """
     attempts = Attempts(session, ensemble, method, make, architecture)
     attempts.merge(diagnosis)
     attempts.train()
-    if len(attempts.tried) < 2 and not attempts.left_out:
+    if len(attempts.tried) < attempts.least:
         raise InputError(attempts.too_small())
     return attempts.chosen()
 
@@ -100,10 +102,17 @@ class Attempts:
         self.kept = Kept(session)
         self.spent = 0.0  # seconds, of earlier sessions, too
 
+    @property
+    def least(self) -> int:
+        """Return the fewest candidates that are a choice; a lone member is none."""
+        return 2 if self.architecture is None else 1
+
     def merge(self, diagnosis: Diagnosis | None) -> None:
         """Try what merges weights without training."""
+        if self.architecture is not None:
+            return
         self._attempt(make_method("best_member"), "")
-        if self.architecture is not None or diagnosis is None:
+        if diagnosis is None:
             return
         if diagnosis.kinship is None:
             self.left_out.append("mergers need members of one architecture")
@@ -188,6 +197,7 @@ class Attempts:
         return (
             "a budget must allow one candidate beside the best member, but "
             f"--budget {self.method.budget} does not; raise it to {needed} or more"
+            + "".join(f" ({reason})" for reason in self.left_out)
         )
 
     def _attempt(self, method: MethodUnion, settings: str) -> None:
@@ -199,6 +209,8 @@ class Attempts:
                 name, lambda: self.make(self.session, self.ensemble, method)
             )
         except InputError as error:
+            if _ends_the_run(error):
+                raise
             self.left_out.append(f"{name}: {error}")
             return
         took = time.monotonic() - began
@@ -213,7 +225,7 @@ class Attempts:
     def _start(self) -> str:
         """Return the candidate without training that is nearest to the ensemble."""
         if self.architecture is not None:
-            return "best_member"  # falls back to fresh weights
+            return "scratch"
         split = self.session.data.validation
         logits = self.session.cache.ensemble_logits(self.ensemble, split)
         target = self.ensemble.log_probs(logits)
@@ -286,3 +298,9 @@ class Attempts:
         teaching = (time.monotonic() - began) / len(few)
         validation = len(session.data.validation) * teaching
         return [min(times), teaching, validation]
+
+
+def _ends_the_run(error: InputError) -> bool:
+    """Return whether an error is no matter of one candidate, here or in process 0."""
+    kind = error.kind if isinstance(error, ToldError) else type(error)
+    return issubclass(kind, DiskError)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from metaensemble.core.distributed import ToldError
+from metaensemble.core.errors import DiskError, InputError
 from metaensemble.engine import RunLog
 from metaensemble.methods import KD, Auto, Supervised
 from metaensemble.report.choice import Choice
@@ -15,7 +17,7 @@ from metaensemble.teachers import Ensemble, Member
 from metaensemble.workflows.auto import Attempts
 from metaensemble.workflows.candidates import Tried, dominated
 from metaensemble.workflows.diagnosis import diagnose
-from metaensemble.workflows.fuse import fuse_and_find
+from metaensemble.workflows.fuse import Choices, fuse_and_find
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.students import Student
 from metaensemble.workflows.teach import teach_members
@@ -95,16 +97,59 @@ def test_a_small_budget_is_for_one_training(session, ensemble):
     assert [row.method for row in rows if row.settings] == ["kd"]
 
 
-def test_another_architecture_is_distilled_alone(session, ensemble):
-    attempts = Attempts(session, ensemble, Auto(), _none, "mlp,width=8")
-    attempts.kept.student = lambda name, make: _student(session, ensemble)
+def test_another_architecture_is_trained_from_fresh_weights(session, ensemble):
+    images = len(session.data.train)
+    auto = Auto(budget=f"{images}images")
+    fusion = fuse_and_find(session, ensemble, auto, Choices(student="mlp,width=8"))
+    assert fusion.student.info.architecture == "mlp,width=8"
+    assert fusion.found.choice is not None
+    (only,) = fusion.found.choice.candidates
+    assert only.method == "kd"
+    assert only.settings.endswith("passes from scratch")
+
+
+def test_a_full_disk_is_no_matter_of_one_candidate(session, ensemble):
+    def full(*_: object) -> Student:
+        raise DiskError("a file must fit on its disk, but that is full; free some")
+
+    attempts = Attempts(session, ensemble, Auto(), full, None)
+    with pytest.raises(DiskError, match="must fit on its disk"):
+        attempts.merge(diagnose(session, ensemble))
+
+    def told(*_: object) -> Student:
+        raise ToldError("a file must fit on its disk, but ...", DiskError)
+
+    attempts.make = told
+    with pytest.raises(ToldError):
+        attempts.merge(diagnose(session, ensemble))
+
+
+def test_what_does_not_fit_the_members_is_left_out(session, ensemble):
+    def odd(*_: object) -> Student:
+        raise InputError("members must be odd, but are even; add one")
+
+    attempts = Attempts(session, ensemble, Auto(), odd, None)
     attempts.merge(diagnose(session, ensemble))
-    assert [tried.method for tried in attempts.tried] == ["best_member"]
+    assert attempts.left_out[0] == (
+        "best_member: members must be odd, but are even; add one"
+    )
+
+
+def test_a_budget_for_nothing_is_refused(session, ensemble):
+    with pytest.raises(InputError, match="a budget must allow one candidate"):
+        fuse_and_find(session, ensemble, Auto(budget="0.000001s"))
+    other = Choices(student="mlp,width=8")
+    with pytest.raises(InputError, match="does not; raise it to 128images or more"):
+        fuse_and_find(session, ensemble, Auto(budget="20images"), other)
 
 
 def test_a_budget_for_nothing_says_what_would_fit(session, ensemble):
     small = Attempts(session, ensemble, Auto(budget="20images"), _none, None)
-    assert "--budget 20images does not; raise it to 128images" in small.too_small()
+    small.left_out = ["kd: the budget was spent"]
+    assert (
+        "--budget 20images does not; raise it to 128images or more "
+        "(kd: the budget was spent)" in small.too_small()
+    )
     timed = Attempts(session, ensemble, Auto(budget="0.001s"), _none, None)
     assert "--budget 0.001s does not; raise it to " in timed.too_small()
 
