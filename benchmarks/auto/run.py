@@ -2,11 +2,13 @@
 
 Command: .venv/bin/python benchmarks/auto/run.py [--cifar10 DATA --work WORK]
 On the digits, five seeds in two regimes, everything runs here, 10 minutes of one core.
-On CIFAR-10 the zoos and the single methods' rows are those of
-benchmarks/distillation_small (WORK, its report.json), and only `auto` runs.
+On CIFAR-10 zoos and single methods' rows are those that benchmarks/distillation_small
+has left in WORK (`run.py DATA WORK --seeds 0 10 20 30 40`), and only `auto` runs.
+Finished rows are kept beside this file, in report.json, and are not made again.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -19,12 +21,12 @@ from metaensemble.core.files import write_json, write_text
 from metaensemble.data import ImageData, load_data
 from metaensemble.engine import RunLog
 from metaensemble.methods import Auto
-from metaensemble.report import Report, read_reports
+from metaensemble.report import Report, read_report
 from metaensemble.teachers import Ensemble, load_ensemble
 from metaensemble.workflows.fuse import fuse_and_find, fuse_students
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import make_method
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.story import Regime, Story
 from metaensemble.workflows.teach import Knowledge, teach_members
 
@@ -39,7 +41,7 @@ SINGLE: dict[Regime, tuple[str, ...]] = {
 }
 """Methods that merge; those below train."""
 TRAINED = ("kd", "dkd", "meal_v2", "cc", "rkd", "sp", "latent_ensemble")
-ZOOS = (0, 10, 20)
+ZOOS = (0, 10, 20, 30, 40)
 BUDGET = 45_000
 """Images on CIFAR-10, as in benchmarks/distillation_small."""
 
@@ -51,19 +53,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    if (HERE / "report.json").exists():
+        rows = json.loads((HERE / "report.json").read_text())["rows"]
+    done = {(one["data"], one["regime"], one["seed"]) for one in rows}
     for regime in SINGLE:
         for seed in SEEDS:
-            rows += digits(regime, seed)
-            print(
-                regime, seed, [(r["method"], round(r["test"], 4)) for r in rows[-12:]]
-            )
-    if options.cifar10:
-        for seed in ZOOS:
+            if ("digits", regime, seed) not in done:
+                rows += digits(regime, seed)
+                written(rows)
+    for seed in ZOOS if options.cifar10 else ():
+        if ("cifar10", "independent", seed) not in done:
             rows += cifar10(options.cifar10, options.work, seed)
-            print("cifar10", seed, rows[-1]["method"], rows[-1]["chosen"])
+            written(rows)
+
+
+def written(rows: list[dict[str, Any]]) -> None:
+    """Write what there is so far; validation alone is looked at on the way."""
     document = {"schema": 1, "study": "auto", "command": COMMAND, "rows": rows}
     write_json(HERE / "report.json", document)
     write_text(HERE / "table.md", table(rows))
+    last = rows[-1]
+    print(last["data"], last["regime"], last["seed"], last["tried"], flush=True)
 
 
 def digits(regime: Regime, seed: int) -> list[dict[str, Any]]:
@@ -85,9 +95,9 @@ def digits(regime: Regime, seed: int) -> list[dict[str, Any]]:
             except InputError as error:
                 print(f"{method} is left out: {error}")
                 continue
-            report = report_student(
+            report = measure_student(
                 session, ensemble, student, command=COMMAND, method=one
-            )
+            ).report
             rows.append(row("digits", regime, seed, report))
         report = automatic(session, ensemble, PASSES * images)
         return [*rows, row("digits", regime, seed, report)]
@@ -121,11 +131,11 @@ def cifar10(spec: str, work: Path, seed: int) -> list[dict[str, Any]]:
     data: ImageData = load_data(
         spec, limit_train=10_000, augment="flip", unlabelled=True
     )
-    known = read_reports(HERE.parent / "distillation_small")
+    known = [read_report(path) for path in sorted(work.glob(f"rows/{seed}-*.json"))]
     rows = [
         row("cifar10", "independent", seed, report)
         for report in known
-        if report.seed == seed and (report.cost.train_images or 0) <= BUDGET
+        if (report.cost.train_images or 0) <= BUDGET
     ]
     with RunLog(quiet=True) as log:
         running = RunOptions(seed=seed, device="cpu", cache=work / "cache")
@@ -139,14 +149,25 @@ def automatic(session: Session, ensemble: Ensemble, images: int) -> Report:
     """Return the report of what `auto` makes of an ensemble."""
     method = Auto(budget=f"{images}images")
     fusion = fuse_and_find(session, ensemble, method)
-    return report_student(
+    return measure_student(
         session,
         fusion.ensemble,
         fusion.student,
         command=COMMAND,
         method=method,
         found=fusion.found,
-    )
+    ).report
+
+
+def key_of(report: Report) -> str:
+    """Return a method's name and what of it differs between rows of one method."""
+    words = [report.method["name"]]
+    usual = make_method(words[0]).model_dump()
+    if report.method.get("temperature") != usual.get("temperature"):
+        words.append(f"T={report.method['temperature']:g}")
+    if report.method.get("perturbation", "none") != "none":
+        words.append(str(report.method["perturbation"]))
+    return " ".join(words)
 
 
 def row(data: str, regime: str, seed: int, report: Report) -> dict[str, Any]:
@@ -161,7 +182,7 @@ def row(data: str, regime: str, seed: int, report: Report) -> dict[str, Any]:
         "regime": regime,
         "seed": seed,
         "method": report.method["name"],
-        "settings": report.method.get("temperature"),
+        "key": key_of(report),
         "chosen": choice.student.method if choice else None,
         "tried": tried,
         "test": report.student.test.accuracy,
@@ -175,39 +196,80 @@ def row(data: str, regime: str, seed: int, report: Report) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return, per data and seed, the best method on test beside what auto picked."""
-    lines = [
-        "| data | members | seed | ensemble | best of all on test | | auto picked | | "
-        "difference | one standard error |",
-        "| --- | --- | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: |",
-    ]
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    """Return what `auto` picked per seed, and how far it is from the best method."""
+    groups: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
     for one in rows:
-        groups.setdefault((one["data"], one["regime"], one["seed"]), []).append(one)
-    behind: dict[tuple[str, str], list[float]] = {}
-    for (data, regime, seed), found in groups.items():
-        auto = next(one for one in found if one["method"] == "auto")
-        best = max((o for o in found if o is not auto), key=lambda o: o["test"])
-        gap = 100 * (best["test"] - auto["test"])
-        error = 100 * (best["test"] * (1 - best["test"]) / best["count"]) ** 0.5
-        behind.setdefault((data, regime), []).append(gap)
-        lines.append(
-            f"| {data} | {regime} | {seed} | {100 * auto['ensemble']:.1f} "
-            f"| {best['method']} | {100 * best['test']:.1f} | {auto['chosen']} "
-            f"| {100 * auto['test']:.1f} | {gap:+.1f} | {error:.1f} |"
-        )
-    lines += ["", "| data | members | best of all - auto | seeds |"]
-    lines.append("| --- | --- | ---: | ---: |")
-    for (data, regime), gaps in behind.items():
-        error = statistics.stdev(gaps) / len(gaps) ** 0.5
-        mean = statistics.fmean(gaps)
-        lines.append(f"| {data} | {regime} | {mean:+.2f} ± {error:.2f} | {len(gaps)} |")
+        group = groups.setdefault((one["data"], one["regime"]), {})
+        group.setdefault(one["seed"], []).append(one)
+    lines = [
+        "| data | members | best method on average | auto below it | best of every "
+        "seed | auto below it | seeds within one error |",
+        "| --- | --- | --- | ---: | --- | ---: | ---: |",
+    ]
+    for (data, regime), seeds in groups.items():
+        lines.append(f"| {data} | {regime} | {' | '.join(gaps(seeds))} |")
     lines += [
         "",
-        "*Test, in % and points; the standard error is the binomial one.*",
+        "| data | members | seed | ensemble | best of all | | auto picked | | tried |",
+        "| --- | --- | ---: | ---: | --- | ---: | --- | ---: | ---: |",
+    ]
+    for (data, regime), seeds in groups.items():
+        for seed, found in seeds.items():
+            single, auto = parted(found)
+            best = max(single, key=lambda one: one["test"])
+            lines.append(
+                f"| {data} | {regime} | {seed} | {100 * auto['ensemble']:.1f} "
+                f"| {best['key']} | {100 * best['test']:.1f} | {auto['chosen']} "
+                f"| {100 * auto['test']:.1f} | {len(auto['tried'])} |"
+            )
+    lines += [
+        "",
+        "*Test, in % and points, mean ± standard error over seeds. Best method on "
+        "average: of those that ran with every seed; best of every seed: chosen on "
+        "test, which favours luck; within one error: the binomial one of that test "
+        "set.*",
         "",
     ]
     return "\n".join(lines)
+
+
+def parted(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the single methods' rows and auto's."""
+    (auto,) = [one for one in rows if one["method"] == "auto"]
+    return [one for one in rows if one is not auto], auto
+
+
+def gaps(seeds: dict[int, list[dict[str, Any]]]) -> list[str]:
+    """Return cells: the best method and auto's distance from it, in two senses."""
+    pairs = [parted(rows) for rows in seeds.values()]
+    common = set.intersection(*[{o["key"] for o in single} for single, _ in pairs])
+
+    def scores(key: str) -> list[float]:
+        return [o["test"] for single, _ in pairs for o in single if o["key"] == key]
+
+    best = max(sorted(common), key=lambda key: statistics.fmean(scores(key)))
+    own = [auto["test"] for _, auto in pairs]
+    tops = [max(single, key=lambda one: one["test"]) for single, _ in pairs]
+    errors = [(t["test"] * (1 - t["test"]) / t["count"]) ** 0.5 for t in tops]
+    near = [
+        t["test"] - o <= e + 1e-9 for t, o, e in zip(tops, own, errors, strict=True)
+    ]
+    return [
+        best,
+        below(scores(best), own),
+        ", ".join(sorted({t["key"] for t in tops})),
+        below([t["test"] for t in tops], own),
+        f"{sum(near)} of {len(near)}",
+    ]
+
+
+def below(best: list[float], own: list[float]) -> str:
+    """Return the mean difference in points and, from two seeds on, its error."""
+    values = [100 * (b - o) for b, o in zip(best, own, strict=True)]
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:+.2f}"
+    return f"{mean:+.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 if __name__ == "__main__":
