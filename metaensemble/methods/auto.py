@@ -24,16 +24,18 @@ class Auto(Method):
     """Try the methods that fit the members, and keep the best on validation.
 
     First those that only merge weights, then those that train, each from the best start
-    so far, until the budget is spent. Of the candidates whose validation accuracy is
-    within one standard error of the best one's (paired, by images), the one of the
-    lowest NLL is the student. The best member is a candidate, too: "do not bother" is a
-    possible answer.
+    so far, until the budget is spent. A candidate whose accuracy on validation is
+    clearly (by two standard errors, paired by images) below the best one's is out. Of
+    the others the student is the nearest to the ensemble, by KL on validation; or the
+    cheapest that is within one standard error of it. KL compares whole distributions,
+    image by image, and so tells candidates apart where a few hundred labels cannot. The
+    best member is a candidate, too: "do not bother" is a possible answer.
     """
 
     summary: ClassVar[str] = (
         "tries what fits the members, cheap to dear, and keeps the best on validation"
     )
-    paper: ClassVar[str] = "one standard error: Breiman et al. 1984"
+    paper: ClassVar[str] = "rule of one standard error: Breiman et al. 1984"
     needs: ClassVar[tuple[str, ...]] = ("images", "labels (validation)")
     cost: ClassVar[str] = "the budget"
 

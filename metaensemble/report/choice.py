@@ -23,6 +23,10 @@ class Candidate(Row):
     """Accuracy of the most accurate candidate minus this one's."""
     behind_error: float
     """Standard error of it, paired by images."""
+    further: float = 0.0
+    """Its KL minus that of the nearest one whose accuracy is not clearly below."""
+    further_error: float = 0.0
+    """Standard error of it, paired by images."""
     parameters: int
     macs: int
     latency_ms: float
@@ -79,15 +83,16 @@ class Choice(Row):
         )
         if self.keep_member:
             text = (
-                f"Do not bother: of {tried} candidates none is better than "
-                f"{self.best_member} on {self.images:,} validation images; ship that "
-                "member."
+                f"Do not bother: of {tried} candidates none is clearly nearer to the "
+                f"ensemble than {self.best_member} on {self.images:,} validation "
+                "images; ship that member."
             )
         else:
             text = (
-                f"Of {tried} candidates {self.student.method} is the one to ship "
-                f"({100 * self.student.accuracy:.1f}% on {self.images:,} validation "
-                "images)."
+                f"Of {tried} candidates {self.student.method} is the one to ship: the "
+                f"nearest to the ensemble ({100 * self.student.accuracy:.1f}% where it "
+                f"has {100 * self.ensemble_accuracy:.1f}%, on {self.images:,} "
+                "validation images)."
             )
         if self.keep_ensemble:
             text += (

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaensemble.core.distributed import ToldError
 from metaensemble.core.errors import DiskError, InputError
@@ -47,6 +48,8 @@ ENOUGH = 1.0
 """Passes that each of several trainings must get; else the first gets all."""
 PROBE = 4
 """Batches on which a step is timed."""
+CLEAR = 2.0
+"""Standard errors by which an accuracy is clearly below another."""
 VALIDATIONS = 11
 """Of a training, the first and the last included."""
 
@@ -132,7 +135,7 @@ class Attempts:
             self._attempt(make_method(name, **settings), how)
 
     def chosen(self) -> tuple[Student, Choice]:
-        """Return the student by the rule of one standard error, and the choice."""
+        """Return the student, and the choice: nearest to the ensemble, cheap first."""
         split = self.session.data.validation
         labels = split.labels
         logits = self.session.cache.ensemble_logits(self.ensemble, split)
@@ -140,12 +143,13 @@ class Attempts:
         figures = [measure(tried.log_probs, labels) for tried in self.tried]
         right = [(t.log_probs.argmax(1) == labels).double() for t in self.tried]
         top = max(range(len(figures)), key=lambda i: figures[i].accuracy)
-        behind = [right[top] - own for own in right]
-        errors = [standard_error(values) for values in behind]
-        means = [float(values.mean()) for values in behind]
-        # One image's difference is one standard error, up to rounding.
-        near = [i for i in range(len(means)) if means[i] <= errors[i] + 1e-9]
-        best = min(near, key=lambda i: figures[i].nll)
+        behind = [_paired(right[top] - own) for own in right]
+        apart = [_divergences(target, tried.log_probs) for tried in self.tried]
+        sound = [i for i, (mean, error) in enumerate(behind) if mean <= CLEAR * error]
+        nearest = min(sound, key=lambda i: float(apart[i].mean()))
+        further = [_paired(own - apart[nearest]) for own in apart]
+        # In the order of costs; equal ones differ by rounding.
+        best = next(i for i in sound if further[i][0] <= further[i][1])
         rows = [
             Candidate(
                 method=tried.method,
@@ -153,9 +157,11 @@ class Attempts:
                 accuracy=figures[i].accuracy,
                 nll=figures[i].nll,
                 ece=figures[i].ece,
-                kl=kl_to(target, tried.log_probs),
-                behind=means[i],
-                behind_error=errors[i],
+                kl=float(apart[i].mean()),
+                behind=behind[i][0],
+                behind_error=behind[i][1],
+                further=further[i][0],
+                further_error=further[i][1],
                 dominated=False,
                 **costs_of(self.session, tried.student),
             )
@@ -163,6 +169,7 @@ class Attempts:
         ]
         whole = (target.argmax(1) == labels).double()
         place, _ = best_of(logits.log_softmax(-1), labels)
+        below, below_error = _paired(whole - right[best])
         choice = Choice(
             candidates=[
                 row.model_copy(update={"dominated": dominated(row, rows)})
@@ -172,8 +179,8 @@ class Attempts:
             images=len(labels),
             best_member=self.ensemble.members[place].name,
             ensemble_accuracy=float(whole.mean()),
-            below_ensemble=float((whole - right[best]).mean()),
-            below_ensemble_error=standard_error(whole - right[best]),
+            below_ensemble=below,
+            below_ensemble_error=below_error,
             within=self.method.within,
             left_out=self.left_out,
         )
@@ -298,6 +305,17 @@ class Attempts:
         teaching = (time.monotonic() - began) / len(few)
         validation = len(session.data.validation) * teaching
         return [min(times), teaching, validation]
+
+
+def _paired(differences: Tensor) -> tuple[float, float]:
+    """Return the mean of one difference per image, and its standard error."""
+    # One image's difference is one standard error, up to rounding.
+    return float(differences.mean()), standard_error(differences) + 1e-9
+
+
+def _divergences(target: Tensor, log_probs: Tensor) -> Tensor:
+    """Return KL(target || candidate) of every image, in nats, (images,)."""
+    return (target.exp() * (target - log_probs)).sum(1).double()
 
 
 def _ends_the_run(error: InputError) -> bool:

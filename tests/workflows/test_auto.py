@@ -80,7 +80,8 @@ def test_candidates_come_from_cheap_to_dear_and_spend_the_budget(session, ensemb
     assert "regression_merge" in names
     seen = sum(row.train_images for row in choice.candidates)
     assert 0.8 * 8 * images < seen <= 8 * images
-    assert choice.student.behind <= choice.student.behind_error
+    assert choice.student.further <= choice.student.further_error
+    assert choice.student.behind <= 2 * choice.student.behind_error
     assert fusion.student.train_images == choice.student.train_images
     assert any("candidates took" in note for note in fusion.student.notes)
     # those that train start from the candidate without training that is nearest
@@ -166,51 +167,100 @@ def test_time_is_planned_by_what_steps_take(session, ensemble):
     assert attempts._passes("kd", 1.0) < passes / 100
 
 
-def chosen(session, ensemble, monkeypatch, *right: tuple[str, Tensor, float]) -> Choice:
-    """Return the choice among candidates that are right where told, that sure."""
-    labels = session.data.validation.labels
+def chosen(session, ensemble, *said: tuple[str, Tensor]) -> Choice:
+    """Return the choice among candidates that say log-probabilities."""
     attempts = Attempts(session, ensemble, Auto(within=0.1), _none, None)
     student = _student(session, ensemble)
-    for name, correct, sure in right:
-        wrong = (labels + 1) % 10
-        said = torch.where(correct, labels, wrong)
-        probs = torch.full((len(labels), 10), (1 - sure) / 9)
-        probs[torch.arange(len(labels)), said] = sure
-        attempts.tried.append(Tried(name, "", student, probs.log()))
+    attempts.tried += [Tried(name, "", student, own) for name, own in said]
     return attempts.chosen()[1]
 
 
-def test_within_one_standard_error_the_lower_nll_wins(session, ensemble, monkeypatch):
-    count = len(session.data.validation)
-    half = torch.arange(count) < count // 2
-    one_less = torch.arange(count) < count // 2 - 1
-    none = torch.zeros(count, dtype=torch.bool)
-    rows = (("soup", half, 0.99), ("kd", one_less, 0.6), ("dkd", none, 0.2))
-    choice = chosen(session, ensemble, monkeypatch, *rows)
-    assert choice.student.method == "kd"
-    assert choice.candidates[1].behind == pytest.approx(1 / count)
-    assert choice.candidates[2].behind > choice.candidates[2].behind_error
-    assert choice.keep_ensemble
-    assert "keep the ensemble: no student comes within 10 points" in choice.sentence
+def spoken(session, ensemble) -> Tensor:
+    """Return what the ensemble says to the validation images."""
+    split = session.data.validation
+    return ensemble.log_probs(session.cache.ensemble_logits(ensemble, split))
 
 
-def test_the_best_member_may_be_the_answer(session, ensemble, monkeypatch):
-    every = torch.ones(len(session.data.validation), dtype=torch.bool)
-    rows = (("best_member", every, 0.9), ("kd", every, 0.8))
-    choice = chosen(session, ensemble, monkeypatch, *rows)
+def blurred(said: Tensor, share: float) -> Tensor:
+    """Return the same decisions, farther from what was said."""
+    return ((1 - share) * said.exp() + share / said.shape[1]).log()
+
+
+def wrong_where(said: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the same, but just wrong in the first `count` right decisions."""
+    hit = (said.argmax(1) == labels).nonzero().flatten()[:count]
+    probs = said[hit].exp()
+    (first, second), places = (one.T for one in probs.topk(2))
+    rows = torch.arange(len(hit))
+    probs[rows, places[0]] = (first + second) / 2 - 1e-4
+    probs[rows, places[1]] = (first + second) / 2 + 1e-4
+    return said.index_copy(0, hit, probs.log())
+
+
+def test_the_nearest_to_the_ensemble_is_chosen(session, ensemble):
+    said = spoken(session, ensemble)
+    rows = [(f"{s}", blurred(said, s)) for s in (0.5, 0.1, 0.3)]
+    choice = chosen(session, ensemble, *rows)
+    assert choice.student.method == "0.1"
+    assert choice.student.further == 0
+    assert choice.student.accuracy == choice.ensemble_accuracy
+    first, _, last = choice.candidates
+    assert first.further > last.further > last.further_error > 0
+    assert choice.below_ensemble == 0
+    assert not choice.keep_ensemble
+
+
+def test_the_cheaper_of_two_as_near_is_chosen(session, ensemble):
+    said = spoken(session, ensemble)
+    far = blurred(said, 0.4)
+    even = torch.arange(len(said)) % 2 == 0
+    near = blurred(said, 0.1)
+    rows = (
+        ("soup", torch.where(even[:, None], far, near)),
+        ("kd", torch.where(even[:, None], near, far)),
+        ("dkd", far),
+    )
+    soup, kd, dkd = (row for row in chosen(session, ensemble, *rows).candidates)
+    assert abs(soup.kl - kd.kl) < max(soup.further_error, kd.further_error)
+    assert dkd.further > dkd.further_error
+    assert chosen(session, ensemble, *rows).student.method == "soup"
+
+
+def test_what_is_clearly_less_accurate_is_out(session, ensemble):
+    said = spoken(session, ensemble)
+    labels = session.data.validation.labels
+    far = blurred(said, 0.9)
+    rows = (("soup", wrong_where(said, labels, 12)), ("kd", far))
+    choice = chosen(session, ensemble, *rows)
+    soup, kd = choice.candidates
+    assert soup.kl < kd.kl
+    assert soup.behind > 2 * soup.behind_error
+    assert choice.student is kd
+    none = wrong_where(far, labels, len(labels))
+    worse = chosen(session, ensemble, ("kd", none))
+    assert worse.keep_ensemble
+    assert "keep the ensemble: no student comes within 10 points" in worse.sentence
+
+
+def test_the_best_member_may_be_the_answer(session, ensemble):
+    said = spoken(session, ensemble)
+    rows = (("best_member", said), ("kd", said))
+    choice = chosen(session, ensemble, *rows)
     assert choice.keep_member
     assert not choice.keep_ensemble
-    assert choice.sentence.startswith("Do not bother: of 2 candidates none is better")
+    assert choice.sentence.startswith("Do not bother: of 2 candidates none is clearly")
     assert choice.best_member in choice.sentence
 
 
-def test_domination_needs_all_and_one(session, ensemble, monkeypatch):
-    every = torch.ones(len(session.data.validation), dtype=torch.bool)
-    rows = (("soup", every, 0.9), ("kd", every, 0.8))
-    soup, kd = chosen(session, ensemble, monkeypatch, *rows).candidates
-    assert dominated(kd, [soup, kd])
-    assert not dominated(soup, [soup, kd])
+def test_domination_needs_all_and_one(session, ensemble):
+    said = spoken(session, ensemble)
+    rows = (("soup", said), ("kd", blurred(said, 0.5)))
+    soup, kd = chosen(session, ensemble, *rows).candidates
+    assert dominated(kd, [soup, kd]) == (kd.nll > soup.nll)
     assert not dominated(soup, [soup, soup])
+    better = soup.model_copy(update={"accuracy": soup.accuracy + 0.1})
+    assert dominated(soup, [better, soup])
+    assert not dominated(better, [better, soup])
 
 
 def test_an_interrupted_choice_goes_on(
