@@ -33,7 +33,7 @@ from metaensemble.workflows.fuse import Choices, Fusion, fuse_and_find
 from metaensemble.workflows.online import grow
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import MethodUnion, make_method
-from metaensemble.workflows.reporting import report_student, save_student
+from metaensemble.workflows.reporting import measure_student, save_student
 from metaensemble.workflows.students import Student
 
 
@@ -186,14 +186,14 @@ def fuse(
                 made = _grown(session, how, choices, folder)
             else:
                 made = fuse_and_find(session, ensemble.fitted_to(data), how, choices)
-            report = report_student(
+            report = measure_student(
                 session,
                 made.ensemble,
                 made.student,
                 command="metaensemble.fuse",
                 method=how,
                 found=made.found,
-            )
+            ).report
     except BaseException:
         if temporary:
             shutil.rmtree(folder)

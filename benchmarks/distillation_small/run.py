@@ -23,7 +23,7 @@ from metaensemble.teachers import load_ensemble
 from metaensemble.workflows.fuse import fuse_students
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import make_method
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.teach import Knowledge, teach_members
 
 HERE = Path(__file__).parent
@@ -69,9 +69,9 @@ def fused(spec: str, work: Path, seed: int, names: list[str]) -> None:
                 continue
             method = make_method(**settings(row))
             student = fuse_students(session, ensemble, method)[-1]
-            report = report_student(
+            report = measure_student(
                 session, ensemble, student, command=COMMAND, method=method
-            )
+            ).report
             session.clear_checkpoints()
             path.parent.mkdir(exist_ok=True)
             write_report(path, report)

@@ -24,7 +24,7 @@ from metaensemble.teachers import load_ensemble
 from metaensemble.workflows.fuse import fuse_students
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import MethodUnion, make_method
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.teach import Knowledge, teach_members
 
 HERE = Path(__file__).parent
@@ -86,9 +86,9 @@ def fused(spec: str, work: Path, seed: int) -> list[Report]:
         rows = []
         for method in METHODS:
             student = fuse_students(session, ensemble, method)[-1]
-            row = report_student(
+            row = measure_student(
                 session, ensemble, student, command=COMMAND, method=method
-            )
+            ).report
             session.clear_checkpoints()
             rows.append(row)
             test = row.student.test

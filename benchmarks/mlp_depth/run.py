@@ -21,7 +21,7 @@ from metaensemble.teachers import Ensemble
 from metaensemble.workflows.fuse import fuse_students
 from metaensemble.workflows.options import RunOptions, open_session
 from metaensemble.workflows.registry import MethodUnion
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.teach import teach_members
 
 HERE = Path(__file__).parent
@@ -77,9 +77,9 @@ def merged(depth: int, pair: int) -> list[Report]:
         reports = []
         for method in METHODS.values():
             student = fuse_students(session, members, method)[-1]
-            report = report_student(
+            report = measure_student(
                 session, members, student, command=COMMAND, method=method
-            )
+            ).report
             teachers = [
                 teacher.model_copy(update={"path": Path(teacher.path).name})
                 for teacher in report.teachers

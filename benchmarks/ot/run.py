@@ -21,7 +21,7 @@ from metaensemble.teachers import load_ensemble
 from metaensemble.workflows.fuse import fuse_students
 from metaensemble.workflows.options import DataOptions, RunOptions, open_session
 from metaensemble.workflows.registry import MethodUnion
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 
 HERE = Path(__file__).parent
 METHODS: dict[str, MethodUnion] = {
@@ -89,9 +89,9 @@ def fused(data: ImageData, zoo: Path, seed: int) -> None:
         with RunLog(quiet=True) as log:
             session = open_session(running, data, None, log)
             (student,) = fuse_students(session, members, method)
-            row: Report = report_student(
+            row: Report = measure_student(
                 session, members, student, command="benchmarks/ot/run.sh", method=method
-            )
+            ).report
         report.parent.mkdir(exist_ok=True)
         write_report(report, row)
         print(seed, kind, name, row.student.test.accuracy, *row.notes, flush=True)

@@ -22,7 +22,7 @@ from metaensemble.metrics import parameters
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble
 from metaensemble.workflows.options import RunOptions, open_session
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.students import distil_student
 from metaensemble.workflows.teach import teach_members
 
@@ -138,9 +138,9 @@ def choices(seed: int) -> list[dict[str, Any]]:
         for choice, settings in CHOICES.items():
             method = KD(start="scratch", epochs=20, **settings)
             student = distil_student(session, ensemble, method)
-            report = report_student(
+            report = measure_student(
                 session, ensemble, student, command=COMMAND, method=method
-            )
+            ).report
             test = report.student.test
             rows.append(
                 {

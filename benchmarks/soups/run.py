@@ -21,7 +21,7 @@ from metaensemble.report import Report, Study, write_report
 from metaensemble.report.table import comparison_table, markdown_table
 from metaensemble.teachers import Ensemble, Member, load_member
 from metaensemble.workflows.options import RunOptions, Session, open_session
-from metaensemble.workflows.reporting import report_student, save_student
+from metaensemble.workflows.reporting import measure_student, save_student
 from metaensemble.workflows.students import merge_student
 from metaensemble.workflows.teach import Knowledge, teach_member
 
@@ -114,14 +114,14 @@ def fused(session: Session, members: Ensemble) -> Iterator[Report]:
         student = merge_student(session, members, method)
         path = session.folder / f"student-{number}.safetensors"
         save_student(path, members, student, method)
-        yield report_student(
+        yield measure_student(
             session,
             members,
             student,
             command="python benchmarks/soups/run.py",
             method=method,
             path=path,
-        )
+        ).report
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from metaensemble.methods import WeightFormerMethod
 from metaensemble.metrics import kl_to
 from metaensemble.teachers import Ensemble, load_ensemble
 from metaensemble.workflows.conditioning import conditioning
+from metaensemble.workflows.learning import learn_predictor
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.predicting import predicted_student
 
 HERE = Path(__file__).parent

@@ -27,15 +27,16 @@ from metaensemble.report.table import comparison_table, markdown_table
 from metaensemble.teachers import Ensemble, load_ensemble
 from metaensemble.weightformer import Predictor, load_predictor, save_predictor
 from metaensemble.workflows.conditioning import conditioning, gain_of_students
+from metaensemble.workflows.learning import learn_predictor
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.predict import learn_predictor, predictor_method
+from metaensemble.workflows.predict import predictor_method
 from metaensemble.workflows.predicting import (
     predicted_student,
     refined_student,
     tune_student,
 )
 from metaensemble.workflows.registry import MethodUnion, make_method
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.students import (
     Student,
     distil_student,
@@ -97,9 +98,9 @@ def told(session: Session, work: Path, regime: str, scale: Scale) -> list[Report
     for draw, ensemble in enumerate(unseen):
         made = students(session, ensemble, predictors, regime, scale)
         for column, (method, student) in enumerate(made):
-            row = report_student(
+            row = measure_student(
                 session, ensemble, student, command=COMMAND, method=method
-            )
+            ).report
             test = row.student.test
             text = f"{test.accuracy:.4f}, h {row.headroom.recovered}"
             session.log.say(f"draw {draw} {student.stage} {method}: {text}")

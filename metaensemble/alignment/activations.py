@@ -13,6 +13,7 @@ from metaensemble.alignment.groups import Axis, PermutationSpec
 from metaensemble.alignment.matching import Matching
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import refuse_different
+from metaensemble.models.modes import modes_kept
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -140,19 +141,17 @@ def _outputs(
 
         return hook
 
-    modes = {module: module.training for module in network.modules()}
     handles = [
         network.get_submodule(layer).register_forward_hook(note(layer))
         for layer in layers
     ]
     try:
-        network.eval()
-        functional_call(network, dict(state), (images,), tie_weights=False)
+        with modes_kept(network):
+            network.eval()
+            functional_call(network, dict(state), (images,), tie_weights=False)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return outputs
 
 

@@ -13,6 +13,7 @@ from metaensemble.alignment.groups import PermutationSpec
 from metaensemble.core.errors import InputError
 from metaensemble.core.seeds import generator
 from metaensemble.core.states import State
+from metaensemble.models.modes import modes_kept
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-9}
 """Largest change of a logit, relative to the largest logit, by precision."""
@@ -40,8 +41,7 @@ def prove(
     images = torch.randn(1, *input_shape, generator=random)
     permutations = random_permutations(spec, seed)
     trial = _Trial(network, spec, state, images)
-    modes = {module: module.training for module in network.modules()}
-    try:
+    with modes_kept(network):
         network.eval()
         if not trial.passes(permutations, torch.float32) and not trial.passes(
             permutations, torch.float64
@@ -56,9 +56,6 @@ def prove(
                 f"{', '.join(faulty) or 'only all of them together'}; correct their "
                 "axes, or leave them out with spec.without"
             )
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     for group in spec.groups:
         alone = PermutationSpec(groups=(group,))
         one = {group.name: permutations[group.name]}

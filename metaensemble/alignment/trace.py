@@ -1,12 +1,12 @@
 """Deriving a network's permutation symmetries from its traced graph."""
 
-import torch
 from torch import nn
 
 from metaensemble.alignment.graph import graph_of
 from metaensemble.alignment.groups import Axis, Group, PermutationSpec
 from metaensemble.alignment.traced import INSIDE_ATTENTION, KERNEL, Trace
 from metaensemble.alignment.walk import walk
+from metaensemble.models.modes import modes_kept, zeros_for
 
 
 def derive_permutations(
@@ -27,14 +27,9 @@ def derive_permutations(
         InputError: the network cannot be traced, because its control flow depends on
             the data; the message says where.
     """
-    modes = {module: module.training for module in network.modules()}
-    try:
-        first = next(network.parameters(), torch.empty(0))
-        images = torch.zeros(2, *input_shape, device=first.device, dtype=first.dtype)
+    images = zeros_for(network, input_shape, 2)
+    with modes_kept(network):
         trace = walk(network, graph_of(network.eval(), images), images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return PermutationSpec(groups=_groups(trace), frozen=_frozen(trace))
 
 

@@ -9,8 +9,8 @@ from metaensemble.core.files import claim_output, partial_folder
 from metaensemble.report.conditioning import listening
 from metaensemble.weightformer import load_predictor, save_predictor
 from metaensemble.workflows.conditioning import with_conditioning
+from metaensemble.workflows.learning import LearnOptions, learn_predictor
 from metaensemble.workflows.options import open_session, run_folder
-from metaensemble.workflows.predict import LearnOptions, learn_predictor
 
 
 class LearnWeightformer(LearnOptions):

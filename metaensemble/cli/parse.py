@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError, MissingFileError
-from metaensemble.core.guards import LARGEST_YAML, one_line, parse_yaml
+from metaensemble.core.guards import load_yaml, one_line
 from metaensemble.workflows.registry import METHODS, method_type
 
 C = TypeVar("C", bound=Config)
@@ -75,7 +75,7 @@ def parse_with_method(
     kind = method_type(name) if name else type(method)
     extra: Any
     if kind is type(None):  # no method yet: help, or an error that asks for one
-        choices: Any = Literal[tuple(METHODS)]  # pyright: ignore
+        choices: Any = Literal[tuple(METHODS)]
         extra = {"method": (choices, Field(description="See: metaensemble methods."))}
     else:
         known = method.model_dump() if type(method) is kind else {}
@@ -121,8 +121,7 @@ def read_yaml(path: Path, config: type[Config]) -> dict[str, Any]:
             "every run writes one: RUN/config.yaml"
         )
     try:
-        with path.open(encoding="utf-8") as file:
-            values = parse_yaml(file.read(LARGEST_YAML + 1))
+        values = load_yaml(path)
     except ValueError as error:
         raise InputError(
             f"{path} must be YAML, but is not ({one_line(error)}); "

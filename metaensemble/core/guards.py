@@ -13,7 +13,7 @@ from metaensemble.core.errors import InputError
 DEEPEST = 64
 """Lists and mappings in one another that a document may have."""
 LARGEST_YAML = 2**20
-"""Bytes of a YAML file; reading so many takes a quarter of a minute."""
+"""Characters of a YAML file; reading so many takes a quarter of a minute."""
 UNFOLDING = 100
 """Bytes that a byte of a compressed file may become; images become 2 to 20."""
 ALWAYS_AFFORDABLE = 2**26
@@ -75,6 +75,17 @@ def parse_yaml(text: str) -> Any:
         raise
     except Exception as error:  # odd scalars raise half a dozen types
         raise ValueError(one_line(error)) from error
+
+
+def load_yaml(path: Path) -> Any:
+    """Return the plain value of a YAML file; of a huge one only the start is read.
+
+    Raises:
+        ValueError: as `parse_yaml`, or the file is no UTF-8.
+        OSError: it cannot be read.
+    """
+    with path.open(encoding="utf-8") as file:
+        return parse_yaml(file.read(LARGEST_YAML + 1))
 
 
 class _Plain(yaml.SafeLoader):

@@ -20,7 +20,8 @@ from metaensemble.merging.contract import Bench, Merged, Merger
 from metaensemble.merging.greedy_soup import Metric, merit
 from metaensemble.merging.soup import uniform_soup
 from metaensemble.teachers import Ensemble, MemberInfo
-from metaensemble.teachers.member import build_from, load_strictly
+from metaensemble.teachers.member import build_from
+from metaensemble.teachers.tensors import load_strictly
 
 Part = Literal["tensor", "layer", "model"]
 States = Sequence[Mapping[str, Tensor]]

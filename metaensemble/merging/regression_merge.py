@@ -9,21 +9,21 @@ from torch import Tensor
 
 from metaensemble.merging.aligning import AligningMerger
 from metaensemble.merging.contract import Bench, Merged
-from metaensemble.merging.layerwise import (
+from metaensemble.merging.layerwise import fit_layers, refuse_too_few
+from metaensemble.merging.soup import weighted_soup
+from metaensemble.merging.units import (
     Positions,
     Targets,
     Unit,
     find_units,
-    fit_layers,
     outputs_of,
-    refuse_too_few,
     traced,
 )
-from metaensemble.merging.soup import weighted_soup
 from metaensemble.metrics import measure
 from metaensemble.models import reestimate_batchnorm
 from metaensemble.teachers import Ensemble
-from metaensemble.teachers.member import build_from, load_strictly
+from metaensemble.teachers.member import build_from
+from metaensemble.teachers.tensors import load_strictly
 
 GRID = (0.4, 0.55, 0.7, 0.85, 1.0)
 """Weights of the reference at the last hidden layer that are tried beside 1/N."""

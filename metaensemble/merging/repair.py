@@ -18,7 +18,8 @@ from metaensemble.merging.channels import (
 from metaensemble.merging.contract import Bench, Merged
 from metaensemble.merging.soup import uniform_soup
 from metaensemble.teachers import Ensemble
-from metaensemble.teachers.member import build_from, load_strictly
+from metaensemble.teachers.member import build_from
+from metaensemble.teachers.tensors import load_strictly
 
 FEW = 100
 """With fewer images than that, the report says how few there were."""

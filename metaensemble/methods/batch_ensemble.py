@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from metaensemble.core.errors import InputError
 from metaensemble.models import InputShape
+from metaensemble.models.modes import run_on_zeros
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -214,7 +215,6 @@ def _sizes(
     -1 for a call whose input a pre-hook cannot see.
     """
     found: dict[str, list[int]] = {name: [] for name in layers}
-    modes = {module: module.training for module in network.modules()}
     handles = []
     for name, layer in layers.items():
 
@@ -223,13 +223,9 @@ def _sizes(
             found[name].append(len(args[0]) if known else -1)
 
         handles.append(layer.register_forward_pre_hook(note))
-    first = next(network.parameters())
     try:
-        shape = (count, *input_shape)
-        network.eval()(torch.zeros(shape, device=first.device, dtype=first.dtype))
+        run_on_zeros(network, input_shape, count)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return found

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from metaensemble.core.errors import InputError
+from metaensemble.models.modes import modes_kept
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -50,23 +51,21 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
             "batch norm statistics must be re-estimated from at least one batch of "
             "images, but there are none; give some images of the training data"
         )
-    modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     mean = norms[0].running_mean
     assert mean is not None
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # PyTorch's cumulative average
-            norm.train()
-        for images in chain([first], iterator):
-            model(images.to(mean.device))
+        with modes_kept(model):
+            model.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # PyTorch's cumulative average
+                norm.train()
+            for images in chain([first], iterator):
+                model(images.to(mean.device))
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _norms(model: nn.Module) -> list[BatchNorm]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from metaensemble.core.errors import InputError
+from metaensemble.models.modes import modes_kept, zeros_for
 from metaensemble.models.shapes import InputShape
 
 LATE = 2 / 3
@@ -104,11 +105,11 @@ class _Tracer(fx.Tracer):
 
 def _traced(network: nn.Module) -> fx.GraphModule:
     """Return a network as a graph, in the mode in which the network is."""
-    modes = {module: module.training for module in network.modules()}
     graphs: list[fx.Graph] = []
     try:
-        for mode in (True, False):
-            graphs.append(_Tracer().trace(network.train(mode)))
+        with modes_kept(network):
+            for mode in (True, False):
+                graphs.append(_Tracer().trace(network.train(mode)))
     except Exception as error:  # whatever a stranger's forward raises on proxies
         why = " ".join(str(error).split())
         raise InputError(
@@ -116,9 +117,6 @@ def _traced(network: nn.Module) -> fx.GraphModule:
             f"branches, but this {type(network).__name__} is not "
             f"({type(error).__name__}: {why}); choose another architecture"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if str(graphs[0]) != str(graphs[1]):
         raise InputError(
             "a network must leave what differs between training and evaluation to its "
@@ -145,13 +143,9 @@ def _place(
     whole: fx.GraphModule, network: nn.Module, input_shape: InputShape
 ) -> fx.Node:
     """Return the node after which to cut."""
-    first = next(network.parameters(), torch.empty(0))
-    images = torch.zeros(2, *input_shape, device=first.device, dtype=first.dtype)
-    modes = {module: module.training for module in whole.modules()}
-    with torch.no_grad():
+    images = zeros_for(network, input_shape, 2)
+    with modes_kept(whole), torch.no_grad():
         ShapeProp(whole.eval()).propagate(images)
-    for module, mode in modes.items():
-        module.training = mode
     inner = _between(whole)
     if not inner:
         raise InputError(

@@ -9,10 +9,10 @@ text makes a pruned network as plain as any other.
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
+from metaensemble.models.modes import run_on_zeros
 
 Widths = dict[str, tuple[int, int]]
 """Layer -> its inputs and outputs; of a batch norm both are its channels."""
@@ -119,21 +119,14 @@ def refuse_unfit(
     Raises:
         InputError: they do not.
     """
-    modes = {module: module.training for module in network.modules()}
-    first = next(network.parameters(), torch.empty(0))
-    images = torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype)
     try:
-        with torch.no_grad():
-            network.eval()(images)
+        run_on_zeros(network, input_shape)
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise InputError(
             "slim must give layers that fit together, but the network does not run "
             f"({why}); correct slim={text}"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _narrow(

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from metaensemble.models.modes import run_on_zeros
 from metaensemble.models.shapes import InputShape
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -31,17 +31,11 @@ def stem(network: nn.Module, input_shape: InputShape) -> tuple[str, ...]:
                 seen.append((name, m, args[0], out))
 
             handles.append(module.register_forward_hook(after))
-    modes = {module: module.training for module in network.modules()}
-    first = next(network.parameters(), torch.empty(0))
-    images = torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype)
     try:
-        with torch.no_grad():
-            network.eval()(images)
+        run_on_zeros(network, input_shape)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     for i, (name, module, _, out) in enumerate(seen):
         if isinstance(module, LAYERS):
             fed = [n for n, m, x, _ in seen[i + 1 :] if x is out and type(m) in NORMS]

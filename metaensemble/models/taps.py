@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
+from metaensemble.models.modes import run_on_zeros
 from metaensemble.models.shapes import InputShape
 
 MAX_STAGES = 4
@@ -233,17 +234,11 @@ def _record(network: nn.Module, input_shape: InputShape) -> list[_Event]:
 
         handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(after))
-    modes = {module: module.training for module in network.modules()}
-    first = next(network.parameters(), torch.empty(0))
     try:
-        images = torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype)
-        with torch.no_grad():
-            network.eval()(images)
+        run_on_zeros(network, input_shape)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return events
 
 

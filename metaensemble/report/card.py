@@ -137,7 +137,7 @@ def write_card(
         validation=f"{data.validation:,}",
         test=f"{data.test:,}",
         classes=data.classes,
-        loading=_loading(report, info),
+        loading=_loading(info),
         input=_input(info),
         differences=_differences(report),
         weakest=_weakest(report),
@@ -282,7 +282,7 @@ def _differences(report: Report) -> str:
     return f" Paired by image, the student is {' and '.join(told)}."
 
 
-def _loading(report: Report, info: MemberInfo | None) -> str:
+def _loading(info: MemberInfo | None) -> str:
     """Return three lines of Python that run as they stand, beside the file."""
     further = shape = ""
     if info is not None:

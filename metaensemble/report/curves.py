@@ -18,6 +18,7 @@ from metaensemble.report.drawing import (
     STYLE,
     WIDTH,
     brief,
+    named_rows,
     percent_axis,
     svg_of,
     wrapped,
@@ -106,10 +107,7 @@ def class_figure(report: Report) -> str | None:
             axes.plot(change, place, marker=marker, markersize=6, color=color)
         axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
         labels = [f"{brief(row.name, 22)} ({row.count:,})" for row in rows]
-        axes.set_yticks(range(len(rows)), labels)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        named_rows(axes, labels)
         axes.grid(axis="x")
         axes.margins(x=0.1)
         percent_axis(axes, "x")

@@ -8,6 +8,7 @@ may replace by ``currentColor``. Colours are told apart by readers who are colou
 import io
 import re
 import textwrap
+from collections.abc import Sequence
 from html import escape
 from typing import Any, Literal
 
@@ -50,6 +51,14 @@ def percent_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def named_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Let the y axis name rows instead of numbers, the first at the top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
 def brief(label: str, width: int = 30) -> str:

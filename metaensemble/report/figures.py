@@ -22,6 +22,7 @@ from metaensemble.report.drawing import (
     STYLE,
     WIDTH,
     brief,
+    named_rows,
     percent_axis,
     svg_of,
     wrapped,
@@ -72,10 +73,7 @@ def accuracy_figure(reports: Sequence[Report]) -> str:
             sides = ("left", "right")
         _mark(axes, marks["mean member"], "mean member", INK, sides[0])
         _mark(axes, marks["ensemble"], "ensemble", ENSEMBLE, sides[1])
-        axes.set_yticks(range(len(methods)), labels)
-        axes.set_ylim(len(methods) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        named_rows(axes, labels)
         axes.grid(axis="y")
         axes.margins(x=0.12)
         percent_axis(axes, "x")

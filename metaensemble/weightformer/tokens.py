@@ -95,7 +95,7 @@ def read_teachers(
     raw = torch.empty(len(states), layer.rows, layer.width, device=device)
     for state, tokens in zip(states, raw, strict=True):
         if isinstance(state, LazyState) and state.path.suffix == ".safetensors":
-            state = LazyState(state.path)
+            state = LazyState(state.path, state.prefix)
         start = 0
         for part in layer.parts:
             rows = state[part.tensor].detach().reshape(-1, part.width)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError
+from metaensemble.models.modes import modes_kept
 from metaensemble.weightformer.tokens import LayerSpec, Part, TokenSpec
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -86,14 +87,11 @@ def _watch(network: nn.Module, input_shape: tuple[int, ...]) -> list[Call]:
         or next(module.children(), None) is None
     ]
     parameter = next(network.parameters())
-    modes = {module: module.training for module in network.modules()}
     try:
         image = torch.zeros(1, *input_shape, device=parameter.device)
-        with torch.no_grad():
+        with modes_kept(network), torch.no_grad():
             network.eval()(image)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for handle in handles:
             handle.remove()
     return [call for call in calls if next(call[1].parameters(), None) is not None]

@@ -10,7 +10,7 @@ from pydantic import Field
 from metaensemble.core.config import Config
 from metaensemble.core.errors import InputError
 from metaensemble.core.files import sha256_of, write_text
-from metaensemble.core.guards import LARGEST_YAML, parse_yaml
+from metaensemble.core.guards import load_yaml
 from metaensemble.report import Report, read_reports, write_report
 from metaensemble.report.comparison import Comparison, differences
 from metaensemble.report.leaderboard import leaderboard_markdown
@@ -106,8 +106,7 @@ def _choices(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        with path.open(encoding="utf-8") as file:
-            config = parse_yaml(file.read(LARGEST_YAML + 1))
+        config = load_yaml(path)
     except ValueError:  # the report is what counts
         return {}
     if not isinstance(config, dict):

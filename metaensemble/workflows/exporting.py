@@ -18,7 +18,7 @@ from metaensemble.core.files import (
     sha256_of,
     write_json,
 )
-from metaensemble.core.guards import LARGEST_YAML, one_line, parse_yaml
+from metaensemble.core.guards import load_yaml, one_line
 from metaensemble.data import ImageData, parse_normalization
 from metaensemble.export import (
     FORMATS,
@@ -295,8 +295,7 @@ def _data_options(path: Path) -> DataOptions:
     if not path.is_file():
         raise MissingFileError(f"there is no {path}")
     try:
-        with path.open(encoding="utf-8") as file:
-            told = parse_yaml(file.read(LARGEST_YAML + 1))
+        told = load_yaml(path)
     except ValueError as error:
         raise InputError(f"{path} is not YAML: {one_line(error)}") from error
     told = told if isinstance(told, dict) else {}

@@ -69,28 +69,6 @@ class Reported:
     """For the test images."""
 
 
-def report_student(
-    session: Session,
-    ensemble: Ensemble,
-    student: Student,
-    *,
-    command: str,
-    method: Method,
-    path: Path | None = None,
-    found: Findings = NOTHING_FOUND,
-) -> Report:
-    """Return the report of a student; see `measure_student`."""
-    return measure_student(
-        session,
-        ensemble,
-        student,
-        command=command,
-        method=method,
-        path=path,
-        found=found,
-    ).report
-
-
 def measure_student(
     session: Session,
     ensemble: Ensemble,

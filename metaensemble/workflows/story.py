@@ -18,8 +18,8 @@ from metaensemble.report.predictions import FOLDER, save_predictions
 from metaensemble.teachers import Ensemble, Member
 from metaensemble.weightformer import save_predictor
 from metaensemble.workflows.fuse import fuse_students
+from metaensemble.workflows.learning import learn_predictor
 from metaensemble.workflows.options import Session
-from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.predicting import predicted_student, tune_student
 from metaensemble.workflows.registry import MethodUnion
 from metaensemble.workflows.reporting import measure_student, save_student

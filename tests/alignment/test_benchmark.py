@@ -1,18 +1,13 @@
 """The table of the benchmark is what its report says."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "alignment"
 
 
-def test_the_table_is_the_report():
-    spec = importlib.util.spec_from_file_location("alignment_run", STUDY / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
+def test_the_table_is_the_report(script):
+    run = script(STUDY / "run.py")
     rows = json.loads((STUDY / "report.json").read_text(encoding="utf-8"))["rows"]
     assert (STUDY / "table.md").read_text(encoding="utf-8") == run.table(rows)
     done = [row for row in rows if row["status"] == "ok"]

@@ -20,6 +20,21 @@ class Done:
 
 Run = Callable[..., Done]
 Refused = Callable[[str, str], None]
+RUN_FILES = {
+    "student.safetensors",
+    "report.json",
+    "card.md",
+    "config.yaml",
+    "log.jsonl",
+    "page.html",
+    "predictions",
+}
+"""What a run's folder holds."""
+
+
+def files(folder: Path) -> set[str]:
+    """Return the names of what lies in a folder."""
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="session")

@@ -9,24 +9,14 @@ import torch
 import yaml
 
 from metaensemble.core.files import sha256_of
-from metaensemble.core.states import load_state, save_state
 from metaensemble.report import Report, read_report
 from metaensemble.report.table import escape_markdown
 from metaensemble.teachers import load_member
-from metaensemble.weightformer import load_predictor
 from metaensemble.workflows.registry import METHODS
 from metaensemble.workflows.teach import Knowledge
+from tests.cli.conftest import RUN_FILES, files
 
 DIGITS = "--data digits --limit-train 60 --quiet"
-RUN_FILES = {
-    "student.safetensors",
-    "report.json",
-    "card.md",
-    "config.yaml",
-    "log.jsonl",
-    "page.html",
-    "predictions",
-}
 SMALL = {
     "auto": "--budget 300images",
     "kd": "--epochs 2",
@@ -35,10 +25,6 @@ SMALL = {
 """Flags that keep a trained method short."""
 GIVEN = [name for name, kind in METHODS.items() if kind.fewest_members > 0]
 """Methods that start from members."""
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_teach_writes_members_that_differ_in_their_seed(cli, digits):
@@ -269,97 +255,6 @@ def test_unlabelled_images_are_distilled_on(cli, zoo):
     more, fewer = (read_report(Path(run)).cost for run in ("more", "fewer"))
     assert more.train_images == (54 + 840) // 30 * 30
     assert fewer.train_images == 30
-
-
-def test_learn_weightformer_writes_a_predictor_and_its_log(predictor, zoo):
-    learnt = load_predictor(predictor)
-    assert learnt.info.architecture == "mlp,width=8"
-    assert len(learnt.info.trained_on) == 3
-    assert len(learnt.info.training["held_out"]) == 2
-    beside = predictor.with_name("wf-training")
-    assert files(beside) == {"config.yaml", "log.jsonl"}
-
-
-def test_a_predictor_is_the_same_when_learnt_again(cli, predictor, zoo):
-    config = predictor.with_name("wf-training") / "config.yaml"
-    done = cli(f"learn-weightformer --config {config} --out again.safetensors")
-    assert done.status == 0
-    assert "the student of unseen members has" in done.out
-    assert sha256_of(Path("again.safetensors")) == sha256_of(predictor)
-
-
-def members_of(zoo: Path) -> str:
-    return f"{zoo / '3.safetensors'} {zoo / '4.safetensors'}"
-
-
-def test_predict_uses_the_predictors_data(cli, predictor, zoo):
-    done = cli(f"predict {members_of(zoo)} --predictor {predictor} --out run --quiet")
-    assert done.status == 0
-    assert files(Path("run")) == RUN_FILES
-    report = read_report(Path("run"))
-    assert report.stage == "predicted"
-    assert report.data.train == 54
-    assert any(note.startswith("predicted in ") for note in report.notes)
-    assert any("saw 3.safetensors, 4.safetensors" in note for note in report.notes)
-    assert report.cost.train_images == 0
-
-
-def test_predict_with_data_and_tuning(cli, predictor, zoo):
-    line = f"predict {members_of(zoo)} --predictor {predictor} --quiet"
-    done = cli(f"{line} --data digits --limit-train 90 --tune-epochs 1 --out tuned")
-    assert done.status == 0
-    assert files(Path("tuned")) == RUN_FILES
-    report = read_report(Path("tuned"))
-    assert report.stage == "tuned"
-    assert report.data.train == 81
-    assert report.method["tune_epochs"] == 1
-    assert report.cost.train_images == 81
-
-
-def test_predict_without_any_data_writes_the_student_alone(cli, predictor, zoo):
-    known = load_predictor(predictor)
-    training = {**known.info.training, "data_options": None}
-    info = known.info.model_copy(update={"training": training})
-    save_state(Path("wf.safetensors"), load_state(predictor)[0], info.model_dump())
-    done = cli(f"predict {members_of(zoo)} --predictor wf.safetensors --out run")
-    assert done.status == 0
-    assert "unmeasured: add --data" in done.out
-    assert files(Path("run")) == {"student.safetensors", "config.yaml"}
-    assert load_member(Path("run/student.safetensors"))
-
-
-def test_one_teacher_is_enough_to_predict(cli, predictor, zoo):
-    done = cli(
-        f"predict {zoo / '0.safetensors'} --predictor {predictor} --out run --quiet"
-    )
-    assert done.status == 0
-
-
-def test_evaluate_tells_each_model_and_the_ensemble(cli, zoo):
-    done = cli(f"evaluate {zoo} --data digits --limit-train 60 --json e.json --quiet")
-    assert done.status == 0
-    assert "ensemble of 5" in done.out
-    value = json.loads(Path("e.json").read_text())
-    assert value["schema"] == 1
-    assert len(value["models"]) == 5
-    assert value["ensemble"]["test"]["count"] == 897
-    assert 0 <= value["disagreement"] <= 1
-
-
-def test_evaluate_one_model(cli, zoo):
-    done = cli(f"evaluate {zoo / '0.safetensors'} --data digits --quiet")
-    assert done.status == 0
-    assert "ensemble" not in done.out
-
-
-def test_evaluate_diagnoses_several_models(cli, zoo):
-    line = f"evaluate {zoo} --data digits --limit-train 60 --json e.json"
-    done = cli(line)
-    value = json.loads(Path("e.json").read_text())
-    assert value["diagnosis"]["verdict"] in done.err.splitlines()
-    done = cli(f"evaluate {zoo / '0.safetensors'} --data digits --json one.json")
-    assert "diagnosis" not in json.loads(Path("one.json").read_text())
-    assert done.err == ""
 
 
 def test_methods_lists_the_registry(cli):

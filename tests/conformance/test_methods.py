@@ -24,7 +24,7 @@ from metaensemble.workflows import students
 from metaensemble.workflows.fuse import FuseOptions, fuse_students
 from metaensemble.workflows.options import RunOptions, open_session
 from metaensemble.workflows.registry import METHODS, make_method
-from metaensemble.workflows.reporting import report_student, save_student
+from metaensemble.workflows.reporting import measure_student, save_student
 from tests.conformance.conftest import FAMILIES, coloured, small, untrained
 
 GIVEN = [name for name, kind in METHODS.items() if kind.fewest_members > 0]
@@ -103,9 +103,9 @@ def test_a_student_is_a_plain_member(name, family, count, tmp_path, watched):
         assert student.train_images > 0
 
     # its report is whole
-    report = report_student(
+    report = measure_student(
         session, ensemble, student, command="a test", method=method, path=path
-    )
+    ).report
     write_report(tmp_path / "report.json", report)
     again = read_report(tmp_path / "report.json")
     assert again.method["name"] == name
@@ -195,9 +195,9 @@ def test_members_of_two_architectures_are_refused_or_taken(name, tmp_path):
             fuse_students(session, mixed, small(name))
         return
     *_, student = fuse_students(session, mixed, small(name))
-    report = report_student(
+    report = measure_student(
         session, mixed, student, command="a test", method=small(name)
-    )
+    ).report
     assert isinstance(report, Report)
     assert {t.architecture for t in report.teachers} == {
         "mlp,width=8",

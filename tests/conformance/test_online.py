@@ -20,7 +20,7 @@ from metaensemble.workflows.fuse import Choices, fuse_students
 from metaensemble.workflows.online import Growth, grow
 from metaensemble.workflows.options import RunOptions, Session, open_session
 from metaensemble.workflows.registry import METHODS
-from metaensemble.workflows.reporting import report_student, save_student
+from metaensemble.workflows.reporting import measure_student, save_student
 from tests.conformance.conftest import FAMILIES, coloured, small, untrained
 
 ONLINE = [name for name, kind in METHODS.items() if issubclass(kind, OnlineMethod)]
@@ -130,7 +130,7 @@ def test_every_network_is_a_plain_member(name, family, tmp_path, learners):
     session, method = session_of(data, tmp_path), online_method(name)
     path = tmp_path / "student.safetensors"
     save_student(path, made.ensemble, made.student, method, made.found)
-    report = report_student(
+    report = measure_student(
         session,
         made.ensemble,
         made.student,
@@ -138,7 +138,7 @@ def test_every_network_is_a_plain_member(name, family, tmp_path, learners):
         method=method,
         path=path,
         found=made.found,
-    )
+    ).report
     write_report(tmp_path / "report.json", report)
     known = read_report(tmp_path / "report.json")
     assert [t.sha256 for t in known.teachers] == [

@@ -27,7 +27,7 @@ def test_values_outside_their_range_are_errors():
 def test_a_config_is_frozen():
     job = Job()
     with pytest.raises(ValidationError, match="frozen"):
-        job.epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+        job.epochs = 3
     assert job.model_copy(update={"epochs": 3}) == Job(epochs=3)
     assert hash(job) == hash(Job())
 

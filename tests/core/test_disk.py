@@ -2,9 +2,8 @@
 
 import errno
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from metaensemble.core.disk import beside, disk_error, disk_told, sync_folder, s
 from metaensemble.core.errors import DiskError, InputError, MissingFileError
 from metaensemble.core.files import atomic_path, claim_output, output_folder, write_text
 
+Limit = Callable[[int], AbstractContextManager[None]]
 TENSORS = {"a": torch.zeros(5000), "b": torch.zeros(5000)}
 
 
@@ -38,17 +38,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Let the system refuse to make any file larger than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -61,7 +50,7 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
 @pytest.mark.parametrize("name", ["plain", "gr\u00fcn und \u96ea"])
 @pytest.mark.parametrize("writer", list(WRITERS))
 def test_every_writer_that_the_system_stops_is_told_in_one_sentence(
-    tmp_path: Path, writer: str, name: str
+    tmp_path: Path, no_file_above: Limit, writer: str, name: str
 ):
     path = tmp_path / name
     write_text(path, "old")
@@ -156,7 +145,7 @@ def test_a_disk_error_is_bad_input_and_an_os_error():
 
 
 def test_a_writer_that_does_not_say_why_is_followed_by_a_probe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_file_above: Limit, monkeypatch: pytest.MonkeyPatch
 ):
     """As torch does where the disk is full and its name is plain."""
 

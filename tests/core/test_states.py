@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import (
+    NESTS,
     LazyState,
     hash_state,
     load_state,
@@ -75,7 +76,7 @@ def test_bare_safetensors_have_no_metadata(tmp_path: Path):
     assert loaded["w"].tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+@pytest.mark.parametrize("wrap", [None, *NESTS])
 def test_pickled_state_dicts_load_bare_or_nested(tmp_path: Path, wrap: str | None):
     path = tmp_path / "a.pt"
     state = nn.Linear(2, 3).state_dict()
@@ -91,6 +92,16 @@ def test_the_prefix_of_data_parallel_wrappers_is_taken_off(tmp_path: Path):
     wrapped.add_module("module", nn.Linear(2, 3))
     torch.save({"state_dict": wrapped.state_dict()}, path)
     assert list(load_state(path)[0]) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize(
+    "form", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_the_prefixes_of_compiled_networks_are_taken_off(tmp_path: Path, form: str):
+    path = tmp_path / "a.pt"
+    state = nn.Linear(2, 3).state_dict()
+    torch.save({form + name: tensor for name, tensor in state.items()}, path)
+    assert list(load_state(path)[0]) == list(LazyState(path)) == ["weight", "bias"]
 
 
 def test_a_layer_that_is_called_module_keeps_its_name(tmp_path: Path):
@@ -122,6 +133,17 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path: Path, how: str
     with pytest.raises(InputError, match=message):
         load_state(path)
     assert not trace.exists()
+
+
+def test_a_network_saved_whole_is_told_what_to_save(tmp_path: Path):
+    torch.save(nn.Linear(2, 3), tmp_path / "a.pt")
+    message = (
+        r"^.*a\.pt must be a state dict that loads without executing code .* but it "
+        r"holds objects of torch\.nn\.modules\.linear\.Linear, not only tensors; "
+        r"where you trained it, save it again with torch\.save\(model\.state_dict"
+    )
+    with pytest.raises(InputError, match=message):
+        load_state(tmp_path / "a.pt")
 
 
 def test_a_missing_file(tmp_path: Path):

@@ -44,7 +44,7 @@ def test_teacher_logits_are_those_of_the_very_images(batches, ensemble, digits):
 
 
 def test_a_teacher_gets_images_in_its_own_normalisation(
-    batches, ensemble, digits, make_member, tmp_path
+    batches, ensemble, digits, tmp_path
 ):
     other = digits.normalization.model_copy(update={"mean": (0.9,)})
     made = TrainingBatches(

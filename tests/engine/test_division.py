@@ -6,7 +6,6 @@ from torch import nn
 
 from metaensemble.core.distributed import ALONE, World
 from metaensemble.core.errors import InputError
-from metaensemble.engine import RunLog, fit
 from metaensemble.engine.division import Division
 from metaensemble.methods import CRD, KD, Blockwise, Supervised
 from metaensemble.models import init_model
@@ -78,22 +77,13 @@ def test_a_batch_has_an_image_for_each_part():
         Division.of(method, World(0, 2))
 
 
-def test_fit_learns_with_accumulation(digits, batches):
+def test_fit_learns_with_accumulation(digits, batches, trained):
     network = init_model("mlp,width=8", 10, digits.input_shape, 3)
     method = Supervised(epochs=3, accumulate=2, selection="last")
     source = batches()
     learner = method.learner(network, None)
     before = loss_of(network, source)
-    fit(
-        learner,
-        method,
-        source,
-        source.steps_per_epoch,
-        seed=0,
-        log=RunLog(quiet=True),
-        what="a test",
-        validate=None,
-    )
+    trained(learner, method, source)
     assert loss_of(network, source) < 0.9 * before
 
 

@@ -161,7 +161,7 @@ def shown(run: RunLog, clock: Clock, terminal: Terminal, images: int | None) -> 
         run.begin("member-0000", 12000, images=images)
         count(run, clock, 500)
         terminal.truncate(0)
-        run._progress.refresh()  # pyright: ignore
+        run._progress.refresh()
         return terminal.getvalue()
 
 
@@ -198,10 +198,10 @@ def test_the_time_left_counts_down_between_steps(terminal, clock):
     with RunLog() as run:
         run.begin("zoo", 1000)
         count(run, clock, 501)
-        run._progress.refresh()  # pyright: ignore
+        run._progress.refresh()
         assert "50 s left" in terminal.getvalue().rsplit("\r", 1)[-1]
         clock.now += 20  # a validation takes its time
-        run._progress.refresh()  # pyright: ignore
+        run._progress.refresh()
         assert "30 s left" in terminal.getvalue().rsplit("\r", 1)[-1]
 
 

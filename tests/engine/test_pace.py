@@ -177,7 +177,7 @@ def test_rows_stay_few():
     pace = Pace(100_000, 0, 0.0)
     for done in range(10, 100_000, 10):
         pace.observe(done, 0.1 * done)
-    assert len(pace._plain) < 220  # pyright: ignore
+    assert len(pace._plain) < 220
     assert pace.left == pytest.approx(1.0, rel=1e-6)
 
 
@@ -194,5 +194,5 @@ def test_it_counts_the_validations_that_fit_does(total):
     assert VALIDATIONS == VALIDATIONS_OF_FIT == 10
     pace = Pace(total, 0, 0.0)
     for done in range(total + 1):
-        counted = pace._marks(done)  # pyright: ignore
+        counted = pace._marks(done)
         assert counted == sum(mark <= done for mark in marks(total))

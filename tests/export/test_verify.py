@@ -68,7 +68,7 @@ def test_a_file_for_one_batch_size_is_refused(member, digits):
         verify(member, fixed, digits.test)
 
 
-def test_images_of_another_size_are_resized_alike(make_member, digits, tmp_path):
+def test_images_of_another_size_are_resized_alike(make_member, tmp_path):
     wide = make_member(tmp_path / "a.safetensors", 0, "mlp,width=8")
     seen = verify(wide, runner_in_torch(deployed(wide)), random_images((1, 12, 20)))
     assert seen.max_difference < 1e-5

@@ -28,8 +28,8 @@ def study() -> ModuleType:
         return importlib.import_module("run")
     finally:
         sys.path.remove(str(FOLDER))
-        sys.modules.pop("run", None)
-        sys.modules.pop("learners", None)
+        for name in ("run", "study", "learners"):
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def widths(tmp_path: Path, make_member: Callable[..., Member]) -> Ensemble:
 @pytest.mark.parametrize("plan", ["whole", "exact"])
 @pytest.mark.parametrize("name", ["mlp,width=8", "convnet,width=4", "wrn16_1"])
 def test_permuted_copies_fuse_to_the_network(
-    tmp_path, digits, make_member, blind, name, matching, plan
+    tmp_path, make_member, blind, name, matching, plan
 ):
     member = make_member(tmp_path / "one.safetensors", 0, name)
     copy = permuted(member, tmp_path / "copy.safetensors")

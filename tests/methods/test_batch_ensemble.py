@@ -222,7 +222,7 @@ def test_the_network_is_plain_outside_of_a_pass(network, images):
     assert not any(m._forward_hooks for m in network.modules())
 
 
-def test_building_it_leaves_modes_and_statistics_alone(images):
+def test_building_it_leaves_modes_and_statistics_alone():
     network = build("convnet,width=4", 3, SHAPE).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     BatchEnsemble(network, 2, SHAPE)

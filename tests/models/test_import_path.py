@@ -19,6 +19,9 @@ class Net(nn.Linear):
     def __init__(self, *, classes, size):
         super().__init__(size, classes)
 
+def counted(num_classes, width=2):
+    return nn.Linear(width, num_classes)
+
 def takes_all(**arguments):
     module = nn.Identity()
     module.arguments = arguments
@@ -67,6 +70,12 @@ def test_factory_gets_classes_shape_and_fields():
     assert got == {"classes": 3, "input_shape": (1, 2, 2), "width": 2, "act": "gelu"}
 
 
+@pytest.mark.usefixtures("folder")
+def test_factory_that_counts_its_classes_by_another_name():
+    assert own("counted")(torch.ones(5, 2)).shape == (5, 3)
+    assert own("counted,num_classes=4")(torch.ones(5, 2)).shape == (5, 4)
+
+
 def test_only_import_paths_execute_foreign_code():
     assert Architecture.parse("a.b:c").is_import_path
     assert not Architecture.parse("resnet20,width=2").is_import_path
@@ -84,9 +93,10 @@ def test_only_import_paths_execute_foreign_code():
             "metaensemble_test_nets.needy:f",
             "No module named 'metaensemble_test_absent'",
         ),
-        ("metaensemble_test_nets.own:no", "has no callable 'no'"),
+        ("metaensemble_test_nets.own:no", "has no callable 'no'; name a class or"),
         ("metaensemble_test_nets.own:constant", "has no callable 'constant'"),
         ("metaensemble_test_nets/own.py:f", "must be package.module:factory, but is"),
+        ("own.py:f", "name a module, not its file, but is 'own.py:f'; write own:f"),
         (":f", "must be package.module:factory, but is ':f'"),
         ("metaensemble_test_nets.own:", "must be package.module:factory, but is"),
         ("metaensemble_test_nets.own:text", "must return a torch.nn.Module, .* a str"),

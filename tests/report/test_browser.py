@@ -1,6 +1,5 @@
 """The page in a real browser: nothing asked for, nothing clipped, everything seen."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -68,20 +67,9 @@ CONTRASTS = """
 """
 
 
-def neighbour(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).parent / f"{name}.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    tool = neighbour("browser")
+def chromium(script: Callable[[Path], ModuleType]) -> Iterator[Any]:
+    tool = script(Path(__file__).with_name("browser.py"))
     path = tool.installed()
     if path is None:
         pytest.skip(f"needs a browser on PATH: one of {', '.join(tool.NAMES)}")

@@ -3,11 +3,10 @@
 import errno
 import os
 import re
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +107,6 @@ class Failing:
             return call(*arguments, **options)
 
         return counted
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Let the system refuse to make any file larger than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -257,7 +245,11 @@ def test_a_full_disk_at_every_write_loses_nothing(name, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(LINES))
 @pytest.mark.usefixtures("with_predictor")
-def test_a_limit_in_every_file_loses_nothing(name, capsys):
+def test_a_limit_in_every_file_loses_nothing(
+    name: str,
+    no_file_above: Callable[[int], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+):
     whole, sizes = undisturbed(LINES[name])
     capsys.readouterr()
     refused = 0

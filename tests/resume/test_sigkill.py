@@ -1,6 +1,5 @@
 """Commands that are killed at random moments, and repeated, make the same bytes."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -92,13 +91,8 @@ def test_what_a_kill_must_not_leave_is_named(make_member, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resume_run", STUDY / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def study(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(STUDY / "run.py")
 
 
 def test_the_study_holds_fifty_equal_results(study: ModuleType):

@@ -13,7 +13,8 @@ from metaensemble.cli.main import COMMANDS
 from metaensemble.workflows.comparing import CompareOptions
 from metaensemble.workflows.exporting import ExportOptions
 from metaensemble.workflows.fuse import FuseOptions
-from metaensemble.workflows.predict import LearnOptions, PredictOptions
+from metaensemble.workflows.learning import LearnOptions
+from metaensemble.workflows.predict import PredictOptions
 from metaensemble.workflows.registry import METHODS
 from metaensemble.workflows.teach import TeachOptions
 

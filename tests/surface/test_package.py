@@ -27,4 +27,4 @@ def test_public_modules_load_on_first_use(name):
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'fuze'"):
-        _ = me.fuze  # pyright: ignore
+        _ = me.fuze

@@ -1,9 +1,7 @@
 """Every table of figures is what its study's report says."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,16 +12,7 @@ ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.parent for path in ROOT.glob("benchmarks/*/report.json"))
 
 
-def script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_readme_shows_the_reports():
+def test_the_readme_shows_the_reports(script):
     tables = script(ROOT / "benchmarks" / "readme_tables.py")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in tables.TABLES:
@@ -40,7 +29,7 @@ def test_the_digits_table_is_the_report():
 
 
 @pytest.mark.parametrize("regime", ["one-start", "unequal", "independent"])
-def test_the_weightformer_tables_are_the_reports(regime: str):
+def test_the_weightformer_tables_are_the_reports(regime: str, script):
     folder = ROOT / "benchmarks" / "weightformer_small"
     tables = script(folder / "summary.py")
     rows = read_reports(folder / regime)
@@ -54,7 +43,7 @@ def finished(*names: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", finished("distillation_small", "merging", "soups"))
-def test_the_tables_of_methods_are_the_reports(name: str):
+def test_the_tables_of_methods_are_the_reports(name: str, script):
     folder = ROOT / "benchmarks" / name
     table = (folder / "table.md").read_text(encoding="utf-8")
     columns = None
@@ -64,7 +53,7 @@ def test_the_tables_of_methods_are_the_reports(name: str):
 
 
 @pytest.mark.parametrize("name", finished("distillation_speed", "online_small"))
-def test_the_tables_of_measurements_are_the_reports(name: str):
+def test_the_tables_of_measurements_are_the_reports(name: str, script):
     folder = ROOT / "benchmarks" / name
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     table = (folder / "table.md").read_text(encoding="utf-8")

@@ -160,7 +160,7 @@ def test_files_of_equal_bytes(zoo: Ensemble):
         load_ensemble([path, zoo.members[1].path, copy])
 
 
-def test_members_of_other_classes(zoo: Ensemble, make_member: Callable[..., Member]):
+def test_members_of_other_classes(zoo: Ensemble):
     first = zoo.members[0]
     state = {
         k: v[:3] if k.startswith("fc") else v for k, v in zoo.members[1].state().items()

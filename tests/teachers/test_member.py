@@ -17,7 +17,8 @@ from metaensemble.core.states import hash_state, load_state, save_state
 from metaensemble.data import ImageData
 from metaensemble.models import build, init_model
 from metaensemble.teachers import Member, MemberInfo, load_member, save_member
-from metaensemble.teachers.member import load_strictly, start_of
+from metaensemble.teachers.member import start_of
+from metaensemble.teachers.tensors import load_strictly
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_member_is_the_same_after_saving_and_loading(
 
 
 def test_its_network_gives_the_logits_of_the_network_that_was_saved(
-    tmp_path: Path, digits: ImageData, member: Member
+    tmp_path: Path, member: Member
 ):
     network = init_model("mlp,width=8", 10, (1, 8, 8), seed=9)
     path = tmp_path / "b.safetensors"
@@ -69,7 +70,7 @@ def test_its_network_gives_the_logits_of_the_network_that_was_saved(
     assert torch.equal(saved.network()(images), network.eval()(images))
 
 
-def test_the_start_is_known_by_the_parameters(member: Member):
+def test_the_start_is_known_by_the_parameters():
     network = init_model("convnet", 10, (1, 8, 8), seed=0)
     same = init_model("convnet", 10, (1, 8, 8), seed=0)
     same.get_buffer("bn1.running_mean").add_(1)  # a buffer is no weight
@@ -99,6 +100,34 @@ def test_a_bare_state_dict_needs_its_architecture_and_data(
     assert member.info.normalization == digits.normalization
     assert member.info.start is None
     assert hash_state(member.network().state_dict()) == hash_state(state)
+
+
+def test_a_module_may_have_held_the_network(tmp_path: Path, digits: ImageData):
+    """As Lightning's do, whose checkpoints hold other things, too."""
+    path = tmp_path / "a.ckpt"
+    state = init_model("mlp,width=8", 10, (1, 8, 8), seed=0).state_dict()
+    held = {f"model.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": held, "epoch": 3, "hyper_parameters": {"lr": 0.1}}, path)
+    member = load_member(path, architecture="mlp,width=8", data=digits)
+    assert member.tensors == tuple(sorted(state))
+    for found in (member.state(), member.lazy_state(), member.network().state_dict()):
+        assert hash_state(found) == hash_state(state)
+
+
+def test_a_factory_that_fails_is_named(
+    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    lines = ["def factory(classes):", "    return {}[classes]"]
+    (tmp_path / "failing_factory.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.ones(1)}, tmp_path / "a.pt")
+    message = (
+        r"must make a network of 10 classes for images \(1, 8, 8\), but "
+        r"failing_factory:factory failed with KeyError: 10; mend it"
+    )
+    with pytest.raises(InputError, match=message):
+        load_member(Path("a.pt"), architecture="failing_factory:factory", data=digits)
+    monkeypatch.delitem(sys.modules, "failing_factory")
 
 
 def test_a_missing_member(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Properties that any generator of weights must have, whatever it has learnt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,56 +17,22 @@ from metaensemble.weightformer import (
     WeightFormerConfig,
     derive_token_spec,
 )
-
-SHAPE = (1, 8, 8)
-VIT = "vit_small_32x32,depth=2,dim=8,heads=2,mlp_dim=4"
-NETWORKS = ("mlp,width=4", "convnet,width=2", VIT, "separable", "lone", "tied")
-HEADS: tuple[dict[str, Any], ...] = (
-    {"head": "direct"},
-    {"head": "residual", "reference": "first"},
-    {"head": "residual", "reference": "mean", "centre": True},
-    {"head": "mixture"},
-)
-FORMS: tuple[dict[str, Any], ...] = (
-    *HEADS,
-    {"head": "residual", "reference": "mean", "readout": "pooled"},
-    {"head": "residual", "reference": "first", "attention": "axial"},
-    {"head": "mixture", "readout": "pooled", "attention": "axial"},
-)
-each_network = pytest.mark.parametrize("name", NETWORKS)
-each_head = pytest.mark.parametrize(
-    "head", HEADS, ids=["direct", "first", "mean", "mixture"]
-)
-each_form = pytest.mark.parametrize(
-    "head",
+from tests.weightformer.forms import (
     FORMS,
-    ids=["direct", "first", "mean", "mixture", "pooled", "axial", "axial-pooled"],
+    SHAPE,
+    VIT,
+    close,
+    each_form,
+    each_head,
+    each_network,
+    equal,
+    tie_ids,
 )
 
 
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(6, *SHAPE, generator=generator("images"))
-
-
-def equal(first: State, second: State) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
-
-
-def close(first: State, second: State) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-5)
-        for name in first
-    )
-
-
-def tie_ids(weightformer: WeightFormer, first: int) -> None:
-    """Give all teachers from number `first` on one id."""
-    with torch.no_grad():
-        ids = weightformer.model_id.weight
-        ids[first:] = ids[first]
 
 
 @each_network
@@ -176,66 +142,6 @@ def test_gradients_agree_with_finite_differences(
             assert differences[0] - differences[1] == pytest.approx(slope, rel=1e-4)
 
 
-@each_network
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_at_first_the_residual_student_is_the_first_teacher_bit_for_bit(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    name: str,
-    count: int,
-):
-    teachers = teachers_of(name, count)
-    asleep = generator_of(name, teachers, asleep=True, head="residual")
-    written, _ = asleep(teachers)
-    assert equal(written, {key: teachers[0][key] for key in written})
-
-
-@each_network
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_at_first_the_residual_student_is_the_mean_bit_for_bit(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    name: str,
-    count: int,
-):
-    teachers = teachers_of(name, count)
-    asleep = generator_of(name, teachers, asleep=True, reference="mean", centre=True)
-    written, _ = asleep(teachers)
-    mean = {k: torch.stack([state[k] for state in teachers]).mean(0) for k in written}
-    assert equal(written, mean)
-
-
-@each_network
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_at_first_the_mixture_is_the_mean(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    name: str,
-    count: int,
-):
-    teachers = teachers_of(name, count)
-    asleep = generator_of(name, teachers, asleep=True, head="mixture")
-    written, _ = asleep(teachers)
-    mean = {k: torch.stack([state[k] for state in teachers]).mean(0) for k in written}
-    assert close(written, mean)
-    if count < 3:  # a third is no binary fraction
-        assert equal(written, mean)
-
-
-def test_at_first_the_direct_student_has_weights_of_the_teachers_size(
-    teachers_of: Callable[..., list[State]], generator_of: Callable[..., WeightFormer]
-):
-    teachers = teachers_of("mlp,width=32")
-    direct = generator_of(
-        "mlp,width=32", teachers, asleep=True, head="direct", width=64
-    )
-    written, _ = direct(teachers)
-    for key, tensor in written.items():
-        if tensor.ndim > 1:
-            like = torch.stack([state[key] for state in teachers])
-            assert 0.5 < tensor.std() / like.std() < 2, key
-
-
 @pytest.mark.parametrize("name", ["convnet,width=2", VIT])
 @each_head
 def test_with_tied_ids_the_order_of_the_later_teachers_is_indifferent(
@@ -288,111 +194,6 @@ def test_a_pure_mixture_of_one_network_is_that_network(
     weightformer = generator_of("convnet,width=2", [teacher], head="mixture", gain=0)
     written, _ = weightformer([teacher] * 4)
     assert close(written, {key: teacher[key] for key in written})
-
-
-@each_form
-def test_without_a_shift_there_is_no_shift_loss(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    head: dict[str, Any],
-):
-    teachers = teachers_of("convnet,width=2")
-    weightformer = generator_of("convnet,width=2", teachers, **head)
-    assert weightformer(teachers, shift=0)[1].item() == 0
-
-
-@pytest.mark.parametrize("shift", [1, 2, 5])
-def test_the_shift_loss_of_a_generator_that_works_token_by_token_is_zero(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    shift: int,
-):
-    teachers = teachers_of("convnet,width=4")
-    weightformer = generator_of("convnet,width=4", teachers)
-    assert weightformer(teachers, shift)[1].item() > 1e-4  # generically not
-    weightformer.blocks = nn.ModuleList()
-    assert weightformer(teachers, shift)[1].item() > 1e-4  # the positions differ
-    nn.init.zeros_(weightformer.position.weight)
-    assert weightformer(teachers, shift)[1].item() < 1e-10
-
-
-def test_the_shift_loss_leaves_out_layers_that_are_too_short(
-    teachers_of: Callable[..., list[State]], generator_of: Callable[..., WeightFormer]
-):
-    teachers = teachers_of("mlp,width=4")  # layers of 4, 4 and 3 channels
-    weightformer = generator_of("mlp,width=4", teachers)
-    assert weightformer(teachers, shift=3)[1].item() > 0
-    assert weightformer(teachers, shift=4)[1].item() == 0
-
-
-@each_form
-def test_the_shift_does_not_change_what_is_written(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    head: dict[str, Any],
-):
-    teachers = teachers_of("convnet,width=2")
-    weightformer = generator_of("convnet,width=2", teachers, **head)
-    assert equal(weightformer(teachers, 0)[0], weightformer(teachers, 2)[0])
-
-
-def written_with_flow_cut_after(
-    weightformer: WeightFormer, teachers: Sequence[State], layer: int
-) -> State:
-    """Return what is written if the [cross] output of one layer becomes zero."""
-    count = -1
-
-    def cut(_: nn.Module, __: Any, flow: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        return torch.zeros_like(flow) if count == layer else flow
-
-    handle = weightformer.cross_flow.register_forward_hook(cut)
-    written, _ = weightformer(teachers)
-    handle.remove()
-    return written
-
-
-@pytest.mark.parametrize("layer", [0, 1, 3])
-def test_the_cross_flow_out_of_a_layer_reaches_all_later_layers_and_no_earlier_one(
-    teachers_of: Callable[..., list[State]],
-    generator_of: Callable[..., WeightFormer],
-    layer: int,
-):
-    teachers = teachers_of("convnet,width=2")
-    weightformer = generator_of("convnet,width=2", teachers)
-    whole, _ = weightformer(teachers)
-    cut = written_with_flow_cut_after(weightformer, teachers, layer)
-    for number, spec in enumerate(weightformer.spec.layers):
-        for part in spec.parts:
-            same = torch.equal(whole[part.tensor], cut[part.tensor])
-            assert same == (number <= layer), part.tensor
-
-
-def test_what_a_layer_holds_reaches_later_layers_through_the_cross_token_alone(
-    teachers_of: Callable[..., list[State]], generator_of: Callable[..., WeightFormer]
-):
-    teachers = teachers_of("convnet,width=2")
-    changed = [
-        teachers[0],
-        {**teachers[1], "conv2.weight": -teachers[1]["conv2.weight"]},
-    ]
-    for cross in (True, False):
-        weightformer = generator_of("convnet,width=2", teachers, cross=cross)
-        before, after = weightformer(teachers)[0], weightformer(changed)[0]
-        assert torch.equal(before["conv1.weight"], after["conv1.weight"])
-        assert not torch.equal(before["conv2.weight"], after["conv2.weight"])
-        for key in ("conv3.weight", "conv4.weight", "fc.weight"):
-            assert torch.equal(before[key], after[key]) is not cross
-
-
-def test_without_cross_flow_its_output_is_not_read(
-    teachers_of: Callable[..., list[State]], generator_of: Callable[..., WeightFormer]
-):
-    teachers = teachers_of("convnet,width=2")
-    weightformer = generator_of("convnet,width=2", teachers, cross=False)
-    whole, _ = weightformer(teachers)
-    assert equal(whole, written_with_flow_cut_after(weightformer, teachers, 0))
 
 
 @each_form

@@ -27,7 +27,7 @@ from metaensemble.teachers import (
 from metaensemble.workflows.diagnosis import diagnose
 from metaensemble.workflows.fuse import fuse_and_find, fuse_students
 from metaensemble.workflows.options import RunOptions, Session, open_session
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.students import merge_student
 
 TURN = [*range(9, -1, -1)]
@@ -94,9 +94,9 @@ def test_a_student_of_members_for_larger_images_takes_the_datas(session, pair, l
     student = made.student
     assert student.info.input_shape == (1, 8, 8)
     assert student.network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-    report = report_student(
+    report = measure_student(
         session, ensemble, student, command="a test", method=SHORT, found=made.found
-    )
+    ).report
     assert report.cost.ensemble_latency_ms is not None
     note = "images of 8x8 pixels are resized to 12x10 pixels for large.safetensors"
     assert note in report.notes
@@ -112,15 +112,17 @@ def test_a_student_of_members_for_larger_images_takes_the_datas(session, pair, l
 def test_the_report_says_what_was_matched(session, pair, turned):
     ensemble = Ensemble((turned, pair.members[1]))
     made = fuse_and_find(session, ensemble, SHORT)
-    report = report_student(
+    report = measure_student(
         session, ensemble, made.student, command="a test", method=SHORT
-    )
+    ).report
     assert (
         "classes of turned.safetensors are in another order than those of digits; they "
         "are matched by name"
     ) in report.notes
     assert not any("resized" in note for note in report.notes)
-    plain = report_student(session, pair, made.student, command="a test", method=SHORT)
+    plain = measure_student(
+        session, pair, made.student, command="a test", method=SHORT
+    ).report
     assert report.ensemble == plain.ensemble
     assert report.teachers[0].test == plain.teachers[0].test
     assert not any("matched by name" in note for note in plain.notes)
@@ -132,18 +134,18 @@ def test_the_best_member_keeps_its_own_order_and_is_measured_in_the_datas(
     ensemble = Ensemble((pair.members[1], turned))
     student = merge_student(session, ensemble, BestMember())
     assert student.info.classes == turned.info.classes
-    report = report_student(
+    report = measure_student(
         session, ensemble, student, command="a test", method=BestMember()
-    )
+    ).report
     assert report.student.test == report.teachers[1].test
     in_order = Ensemble((pair.members[1], pair.members[0]))
-    plain = report_student(
+    plain = measure_student(
         session,
         in_order,
         merge_student(session, in_order, BestMember()),
         command="a test",
         method=BestMember(),
-    )
+    ).report
     assert report.student.test == plain.student.test
     assert report.fidelity == plain.fidelity
     assert "the student's classes are in another order than digits's" in report.notes
@@ -158,12 +160,12 @@ def test_the_best_member_keeps_its_own_order_and_is_measured_in_the_datas(
     )
 
 
-def test_the_best_member_takes_images_of_its_own_size(session, large, make_member):
+def test_the_best_member_takes_images_of_its_own_size(session, large):
     ensemble = Ensemble((large,))
     student = merge_student(session, ensemble, BestMember())
-    report = report_student(
+    report = measure_student(
         session, ensemble, student, command="a test", method=BestMember()
-    )
+    ).report
     assert report.student.test == report.teachers[0].test
     assert "the student takes images of 12x10 pixels" in report.notes
 
@@ -209,7 +211,7 @@ def test_a_fusion_by_transport_refuses_them(session, pair, turned):
         fuse_students(session, Ensemble((pair.members[0], turned)), OtFusion())
 
 
-def test_commands_take_them(pair, turned, large, tmp_path, monkeypatch, capsys):
+def test_commands_take_them(pair, turned, large, tmp_path, monkeypatch):
     monkeypatch.setenv("METAENSEMBLE_CACHE", str(tmp_path / "cache"))
     files = f"{pair.members[0].path} {turned.path} {large.path}"
     data = "--data digits --limit-train 60 --quiet"

@@ -23,8 +23,8 @@ from metaensemble.models import init_model
 from metaensemble.report import read_reports
 from metaensemble.teachers import Ensemble, Member, load_ensemble
 from metaensemble.weightformer import load_predictor
+from metaensemble.workflows.learning import learn_predictor
 from metaensemble.workflows.options import RunOptions, Session, open_session
-from metaensemble.workflows.predict import learn_predictor
 from metaensemble.workflows.predicting import (
     refined_student,
     sources_of,

@@ -28,7 +28,7 @@ from metaensemble.teachers import (
 from metaensemble.workflows import weighting
 from metaensemble.workflows.fuse import Choices, fuse_and_find
 from metaensemble.workflows.options import RunOptions, Session, open_session
-from metaensemble.workflows.reporting import report_student
+from metaensemble.workflows.reporting import measure_student
 from metaensemble.workflows.students import distillation_images
 from metaensemble.workflows.weighting import parse_weights, weighed
 
@@ -168,14 +168,14 @@ def test_the_student_follows_the_weights(session, zoo):
 def test_the_report_is_of_the_weighted_ensemble(session, zoo):
     choices = Choices(teacher_weights="3,1,0,0,0")
     made = fuse_and_find(session, zoo, SHORT, choices)
-    report = report_student(
+    report = measure_student(
         session,
         made.ensemble,
         made.student,
         command="a test",
         method=SHORT,
         found=made.found,
-    )
+    ).report
     assert [row.weight for row in report.teachers] == [0.75, 0.25]
     test = session.data.test
     logits = session.cache.ensemble_logits(zoo, test)
