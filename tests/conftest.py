@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,14 +26,27 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def script() -> Callable[[Path], ModuleType]:
-    """Load a module that no package holds, such as a study's, by its path."""
+    """Load a module that no package holds, such as a study's, by its path.
+
+    As when it is run, it may import its neighbours; other folders' modules may have the
+    same names, so none of them stays.
+    """
 
     def load(path: Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        before = set(sys.modules)
+        sys.path.insert(0, str(path.parent))
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(path.parent))
+            for name in set(sys.modules) - before:
+                file = getattr(sys.modules[name], "__file__", None)
+                if file and Path(file).parent == path.parent:
+                    del sys.modules[name]
         return module
 
     return load

@@ -210,6 +210,17 @@ def table(rows: list[dict]) -> str:
             f"{matching(row) / matching(own):.1f} | "
             f"{_processor(row) / _processor(own):.1f} |"
         )
+    lines += [
+        "",
+        "| where our processor time goes | weights | assignment (scipy) | matrix "
+        "products | reordering | copying | rest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.get("shares"):
+            cells = [f"{100 * share:.0f} %" for share in row["shares"].values()]
+            names = f"{row['network']} | {row['weights']}"
+            lines.append(f"| {names} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

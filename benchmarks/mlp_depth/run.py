@@ -36,6 +36,9 @@ METHODS: dict[str, MethodUnion] = {
     "matched by activations + REPAIR": Repair(matching="activations"),
 }
 
+PUBLISHED = {1: (1.3, 0.6), 2: (1.9, 1.2), 5: (4.6, 2.2), 10: (16.9, 2.8)}
+"""Points lost on MNIST in the paper of REPAIR, aligned and repaired, by depth."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,7 +111,29 @@ def table_of(rows: dict[int, list[list[Report]]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     pairs = len(next(iter(rows.values())))
     legend = f"*Test accuracy in %; ± standard error over {pairs} pairs of members.*"
-    return "\n".join([*lines, "", legend, ""])
+    return "\n".join([*lines, "", legend, "", *_beside_the_paper(rows)])
+
+
+def _beside_the_paper(rows: dict[int, list[list[Report]]]) -> list[str]:
+    """Return lines: points lost to the mean member, here and in REPAIR's table."""
+    lines = [
+        "| hidden layers | aligned | aligned, MNIST | REPAIR | REPAIR, MNIST |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    order = list(METHODS)
+    for depth, pairs in rows.items():
+        cells = [str(depth)]
+        for place, name in enumerate(("aligned", "aligned + REPAIR")):
+            lost = [
+                pair[0].mean_teacher.test.accuracy
+                - pair[order.index(name)].student.test.accuracy
+                for pair in pairs
+            ]
+            published = PUBLISHED.get(depth)
+            cells += [_cell(lost), str(published[place]) if published else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    legend = "*Points of accuracy lost to the mean member; MNIST: arXiv 2211.08403.*"
+    return [*lines, "", legend, ""]
 
 
 def _cell(values: list[float]) -> str:
