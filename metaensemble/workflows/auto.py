@@ -7,7 +7,6 @@ the working folder, so that a run that goes on makes the same choice.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +31,8 @@ from metaensemble.workflows.students import (
     student_info,
 )
 
-Make = Callable[[Session, Ensemble, MethodUnion], Student]
-"""Makes the student of one method."""
+Make = Callable[[MethodUnion, Student | None], Student]
+"""Makes the student of one method, from what its start has made, if anything."""
 
 ONE_START = ("soup", "greedy_soup", "learned_soup")
 """Mergers of members whose mean of weights is a sensible network."""
@@ -129,10 +128,11 @@ class Attempts:
     def train(self) -> None:
         """Try what trains, with what is left of the budget."""
         for name, passes in self.kept.remembered("plan", self._plan):
-            settings: dict[str, Any] = {"epochs": passes}
-            settings["start"] = self._start()
-            how = f"{passes:.3g} passes from {settings['start']}"
-            self._attempt(make_method(name, **settings), how)
+            start = self._start()
+            how = f"{passes:.3g} passes from {start}"
+            made = [tried.student for tried in self.tried if tried.method == start]
+            method = make_method(name, epochs=passes, start=start)
+            self._attempt(method, how, made[0] if made else None)
 
     def chosen(self) -> tuple[Student, Choice]:
         """Return the student, and the choice: nearest to the ensemble, cheap first."""
@@ -185,7 +185,7 @@ class Attempts:
             left_out=self.left_out,
         )
         self.session.log.say(choice.sentence)
-        total = sum(tried.student.train_seconds for tried in self.tried)
+        total = self.spent
         student = self.tried[best].student
         notes = (
             *student.notes,
@@ -207,21 +207,23 @@ class Attempts:
             + "".join(f" ({reason})" for reason in self.left_out)
         )
 
-    def _attempt(self, method: MethodUnion, settings: str) -> None:
+    def _attempt(
+        self, method: MethodUnion, settings: str, start: Student | None = None
+    ) -> None:
         """Make a candidate, or find it where it was made before."""
         name = method.name_
         began = time.monotonic()
         try:
-            student = self.kept.student(
-                name, lambda: self.make(self.session, self.ensemble, method)
-            )
+            student = self.kept.student(name, lambda: self.make(method, start))
         except InputError as error:
             if _ends_the_run(error):
                 raise
             self.left_out.append(f"{name}: {error}")
             return
+        # What an earlier session made took what its record says, its start left out.
+        before = 0.0 if start is None else start.train_seconds
         took = time.monotonic() - began
-        self.spent += max(took, student.train_seconds)
+        self.spent += max(took, student.train_seconds - before)
         split = self.session.data.validation
         result = evaluate_on(self.session, student.network, student.info, split)
         self.tried.append(Tried(name, settings, student, result.log_probs))

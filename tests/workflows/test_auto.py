@@ -281,11 +281,11 @@ def test_an_interrupted_choice_goes_on(
     made: list[str] = []
     attempt = auto.Attempts._attempt
 
-    def dying(self: Attempts, method, settings: str) -> None:
+    def dying(self: Attempts, method, settings: str, *start) -> None:
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(method.name_)
-        attempt(self, method, settings)
+        attempt(self, method, settings, *start)
 
     with monkeypatch.context() as patch:
         patch.setattr(auto.Attempts, "_attempt", dying)
