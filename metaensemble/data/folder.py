@@ -1,4 +1,4 @@
-"""Image folders: ``train/CLASS/*`` and ``test/CLASS/*``."""
+"""Image folders: ``train/CLASS/*``, ``test/CLASS/*`` and, if any, ``val/CLASS/*``."""
 
 import math
 import os
@@ -20,7 +20,8 @@ from metaensemble.data.streamed import StreamedSplit
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SUFFIXES += (".pgm", ".jfif")
 TEST_NAMES = ("test", "val", "valid")
-"""Folder names for test images; a later one counts only if the earlier are missing."""
+"""Folder names for test images: the first that is there. If that is ``test``, the
+next that is there holds images for validation."""
 
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of decoded images above which a folder is streamed."""
@@ -41,32 +42,41 @@ def read_image_folder(
 
     Args:
         path: the folder that holds ``train`` and ``test`` (or ``val``, ``valid``).
+            Beside ``test``, ``val`` or ``valid`` is the validation split.
         image_size: height and width to bring images to; None: see `agreed_shape`.
         stream: whether to leave images on disk; None: if they exceed `MEMORY_BUDGET`.
     """
-    test_name = next((n for n in TEST_NAMES if (path / n).is_dir()), None)
-    if test_name is None:
+    held_out = [name for name in TEST_NAMES if (path / name).is_dir()]
+    if not held_out:
         raise MissingFileError(
             f"an image folder must have a test folder beside train, but {path} has "
             f"none of {', '.join(TEST_NAMES)}; make {path / 'test'}/CLASS/*"
         )
-    train, test = _listed(path / "train"), _listed(path / test_name)
-    _refuse_different_classes(set(train), set(test), test_name)
+    names = ["train", *(held_out[:2] if held_out[0] == "test" else held_out[:1])]
+    listed = {name: _listed(path / name) for name in names}
+    train = listed["train"]
+    for name in names[1:]:
+        _refuse_different_classes(set(train), set(listed[name]), name)
     refuse_odd_classes(list(train), f"{path / 'train'}")
-    files = [f"train/{name}/{file}" for name, own in train.items() for file in own]
-    files += [
-        f"{test_name}/{name}/{file}" for name, own in test.items() for file in own
-    ]
-    shape = agreed_shape(_sample(path, files), image_size)
+    files = {
+        name: [f"{name}/{own}/{file}" for own, found in of.items() for file in found]
+        for name, of in listed.items()
+    }
+    every = [file for found in files.values() for file in found]
+    shape = agreed_shape(_sample(path, every), image_size)
     if stream is None:
-        stream = len(files) * math.prod(shape) > MEMORY_BUDGET
-    border = sum(map(len, train.values()))
+        stream = len(every) * math.prod(shape) > MEMORY_BUDGET
+    first, test, *rest = (
+        FolderSource(path, files[name], _labels(listed[name]), shape, stream)
+        for name in names
+    )
     return RawData(
         name=path.resolve().name,
         classes=tuple(train),
-        train=FolderSource(path, files[:border], _labels(train), shape, stream),
-        test=FolderSource(path, files[border:], _labels(test), shape, stream),
+        train=first,
+        test=test,
         augmentation=standard(shape[0], shape[1]),
+        validation=rest[0] if rest else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Data from a word of the command line: the kind is detected, the splits are cut."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +69,7 @@ def load_data(
     validation_fraction: float = 0.1,
     seed: int = 0,
     image_size: int | None = None,
+    classes: Sequence[str] = (),
     stream: bool | None = None,
     augment: str = "auto",
     unlabelled: bool = True,
@@ -76,7 +78,9 @@ def load_data(
 
     The official training images are shuffled by `seed`; the first `limit_train` are the
     labelled budget, whose last `validation_fraction` is the validation split; the
-    images beyond the budget lose their labels.
+    images beyond the budget lose their labels. Data that have a validation split of
+    their own (a folder ``val`` beside ``test``) keep it, and all of the budget is for
+    training.
 
     Args:
         spec: "digits", "multiview" (with fields: "multiview,mu=0.2") or a path; see
@@ -86,6 +90,8 @@ def load_data(
         seed: decides the shuffle.
         image_size: height and width of the images of a folder or of parquet files;
             None: their own if they agree and it is at most 512, else 224.
+        classes: the class names in another order, that of the labels to come; empty:
+            the data's own order, which of an image folder is that of sorted names.
         stream: whether an image folder stays on disk and is decoded batch by batch;
             None: if its decoded images exceed 4 GiB.
         augment: "none", "flip", "crop", "crop_flip" or "auto", the data's default.
@@ -107,17 +113,22 @@ def load_data(
         )
     raw = _read(spec, image_size=image_size, stream=stream)
     budget = len(raw.train.labels) if limit_train is None else limit_train
-    num_validation = round(budget * validation_fraction)
-    _refuse_odd_budget(raw, budget, num_validation)
+    own = raw.validation
+    num_validation = 0 if own else round(budget * validation_fraction)
+    _refuse_odd_budget(raw, budget, len(own.labels) if own else num_validation)
     order = permutation(len(raw.train.labels), seed, "split")
     num_train = budget - num_validation
     train = raw.train.read(order[:num_train])
     beyond = order[budget:]
-    return ImageData(
+    data = ImageData(
         name=raw.name,
         classes=raw.classes,
         train=train,
-        validation=raw.train.read(order[num_train:budget]),
+        validation=(
+            own.read(torch.arange(len(own.labels)))
+            if own
+            else raw.train.read(order[num_train:budget])
+        ),
         test=raw.test.read(torch.arange(len(raw.test.labels))),
         unlabelled=(
             raw.train.read(beyond).without_labels()
@@ -127,6 +138,7 @@ def load_data(
         augmentation=parse_augmentation(augment, default=raw.augmentation),
         normalization=Normalization.of(train),
     )
+    return _in_order(data, tuple(classes)) if classes else data
 
 
 def is_embedded(spec: str | Path) -> bool:
@@ -165,6 +177,24 @@ def _read(spec: str | Path, *, image_size: int | None, stream: bool | None) -> R
         )
     _refuse_other_size(raw, image_size)
     return raw
+
+
+def _in_order(data: ImageData, classes: tuple[str, ...]) -> ImageData:
+    """Return the data with its classes, and so its labels, in another order."""
+    if sorted(classes) != sorted(data.classes):
+        named = ", ".join(map(repr, data.classes[:10]))
+        raise InputError(
+            f"--classes must be the {data.num_classes} classes of {data.name} in "
+            f"another order, each once, but they are not; its own are {named}"
+            + ", ..."
+            * (data.num_classes > 10)
+        )
+    labels = torch.tensor([classes.index(name) for name in data.classes])
+    train, validation, test = (
+        split.with_labels(labels[split.labels])
+        for split in (data.train, data.validation, data.test)
+    )
+    return replace(data, classes=classes, train=train, validation=validation, test=test)
 
 
 def _refuse_stream(path: Path, stream: bool | None) -> None:

@@ -36,7 +36,8 @@ from metaensemble.data.split import TensorSplit
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 TEST_PATTERNS = ("test*.parquet", "validation*.parquet", "val*.parquet")
-"""Files of test images; a later pattern counts only if the earlier match nothing."""
+"""Files of test images: the first that match. If those are ``test*``, the next that
+match hold images for validation."""
 
 ROWS_AT_ONCE = 64
 """Rows that are read before their size is looked at."""
@@ -51,32 +52,46 @@ def is_parquet_folder(path: Path) -> bool:
 
 def read_parquet_folder(path: Path, *, image_size: int | None) -> RawData:
     """Return the labels and still encoded images of a folder of parquet files."""
-    candidates = (_files(path, pattern) for pattern in TEST_PATTERNS)
-    test_files = next((files for files in candidates if files), None)
-    if test_files is None:
+    held_out = [files for pattern in TEST_PATTERNS if (files := _files(path, pattern))]
+    if not held_out:
         raise MissingFileError(
             f"test images must lie beside {path}'s train*.parquet, but nothing matches "
             f"{', '.join(TEST_PATTERNS)}; add such a file"
         )
-    train = [_read(file) for file in _files(path, "train*.parquet")]
-    test = [_read(file) for file in test_files]
-    train_labels = torch.cat([shard.labels for shard in train])
-    test_labels = torch.cat([shard.labels for shard in test])
-    where = f"the train split of {path}"
-    refuse_empty(train_labels, where)
-    refuse_empty(test_labels, f"the test split of {path}")
-    classes = train[0].classes or numbered_classes(train_labels, where)
+    # What matches ``validation*`` matches ``val*``, too.
+    apart = held_out[:2] if _files(path, TEST_PATTERNS[0]) else held_out[:1]
+    parts = {
+        f"the {name} split of {path}": [_read(file) for file in files]
+        for name, files in zip(
+            ("train", "test", "validation"),
+            (_files(path, "train*.parquet"), *apart),
+            strict=False,
+        )
+    }
+    labels = {
+        where: torch.cat([shard.labels for shard in shards])
+        for where, shards in parts.items()
+    }
+    for where, own in labels.items():
+        refuse_empty(own, where)
+    train_labels = next(iter(labels.values()))
+    shards = next(iter(parts.values()))
+    classes = shards[0].classes or numbered_classes(train_labels, next(iter(labels)))
     refuse_odd_classes(classes, str(path))
-    refuse_foreign_labels(train_labels, classes, where)
-    refuse_foreign_labels(test_labels, classes, f"the test split of {path}")
-    sample = itertools.chain(_sample(train), _sample(test))
+    for where, own in labels.items():
+        refuse_foreign_labels(own, classes, where)
+    sample = itertools.chain(*(_sample(own) for own in parts.values()))
     shape = agreed_shape(sample, image_size)
+    train, test, *rest = (
+        ParquetSource(own, labels[where], shape) for where, own in parts.items()
+    )
     return RawData(
         name=path.resolve().name,
         classes=classes,
-        train=ParquetSource(train, train_labels, shape),
-        test=ParquetSource(test, test_labels, shape),
+        train=train,
+        test=test,
         augmentation=standard(shape[0], shape[1]),
+        validation=rest[0] if rest else None,
     )
 
 

@@ -53,6 +53,8 @@ class RawData:
     train: Source
     test: Source
     augmentation: Augmentation
+    validation: Source | None = None
+    """Images to select with, where the data have some of their own beside test."""
 
 
 def numbered_classes(train_labels: Tensor, where: str) -> tuple[str, ...]:

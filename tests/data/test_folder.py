@@ -50,10 +50,28 @@ def test_validation_folder_stands_in_for_test(colours, image_folder, name):
     assert len(load_data(image_folder(splits)).test) == 6
 
 
-def test_test_folder_comes_first(colours, image_folder, noise):
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_a_validation_folder_beside_test_is_the_validation_split(
+    colours, image_folder, noise, name
+):
+    splits = colours()
+    splits[name] = {own: noise(2, 3, 16, 20) for own in splits["train"]}
+    root = image_folder(splits)
+    data = load_data(root)
+    assert len(data.test) == 6
+    assert len(data.validation) == 2 * data.num_classes
+    assert len(data.train) == sum(len(own) for own in splits["train"].values())
+    assert data.validation.labels.tolist() == sorted(data.validation.labels.tolist())
+    less = load_data(root, limit_train=5)
+    assert len(less.train) == 5
+    assert len(less.validation) == 2 * data.num_classes
+
+
+def test_a_validation_folder_must_have_the_classes(colours, image_folder, noise):
     splits = colours()
     splits["val"] = {"ant": noise(1, 3, 16, 20)}
-    assert len(load_data(image_folder(splits)).test) == 6
+    with pytest.raises(InputError, match="train and val must have the same classes"):
+        load_data(image_folder(splits))
 
 
 def test_sizes(colours, image_folder, noise):

@@ -89,3 +89,27 @@ def test_refuses_unknown_data(tmp_path):
     (tmp_path / "data.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match="is none of them"):
         load_data(str(tmp_path / "data.zip"))
+
+
+def test_classes_in_another_order():
+    plain = load_data("digits", limit_train=60)
+    names = ("3", "1", "0", "2", *"987654")
+    data = load_data("digits", limit_train=60, classes=names)
+    assert data.classes == names
+    for mine, theirs in (
+        (data.train, plain.train),
+        (data.validation, plain.validation),
+        (data.test, plain.test),
+    ):
+        told = [names[label] for label in mine.labels]
+        assert told == [plain.classes[label] for label in theirs.labels]
+        assert mine.fingerprint == theirs.fingerprint
+    assert data.unlabelled is not None
+    assert set(data.unlabelled.labels.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("names", [["1", "2"], [*"0123456788"], [*"012345678x"]])
+def test_classes_that_are_not_the_datas(names: list[str]):
+    message = r"^--classes must be the 10 classes of digits .* its own are '0', '1', "
+    with pytest.raises(InputError, match=message):
+        load_data("digits", limit_train=60, classes=names)

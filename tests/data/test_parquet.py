@@ -166,3 +166,15 @@ def test_refuses_broken_metadata_and_does_without_any(write, tmp_path):
     pq.write_table(broken, root / TRAIN)
     with pytest.raises(InputError, match="must be a whole parquet file"):
         load_data(root)
+
+
+def test_validation_files_beside_test_are_the_validation_split(
+    write, parquet_file, noise, tmp_path
+):
+    root, *_ = write(tmp_path / "pets")
+    images = noise(len(FEW), 3, 16, 16, 3)
+    parquet_file(root / "validation-00000-of-00001.parquet", images, FEW)
+    data = load_data(root)
+    assert len(data.train) == len(LABELS)
+    assert torch.equal(data.validation.batch(torch.arange(len(FEW))), images)
+    assert len(data.test) == len(FEW)
