@@ -26,16 +26,16 @@ class Auto(Method):
     First those that only merge weights, then those that train, each from the best start
     so far, until the budget is spent. A candidate whose accuracy on validation is
     clearly (by two standard errors, paired by images) below the best one's is out. Of
-    the others the student is the nearest to the ensemble, by KL on validation; or the
-    cheapest that is within one standard error of it. KL compares whole distributions,
-    image by image, and so tells candidates apart where a few hundred labels cannot. The
-    best member is a candidate, too: "do not bother" is a possible answer.
+    the others the student is the nearest to the ensemble, by KL on validation, which
+    compares whole distributions, image by image, and so tells candidates apart where a
+    few hundred labels cannot. The best member is a candidate, too; where it is within
+    one standard error of the nearest, the answer is "do not bother".
     """
 
     summary: ClassVar[str] = (
         "tries what fits the members, cheap to dear, and keeps the best on validation"
     )
-    paper: ClassVar[str] = "rule of one standard error: Breiman et al. 1984"
+    paper: ClassVar[str] = "-"
     needs: ClassVar[tuple[str, ...]] = ("images", "labels (validation)")
     cost: ClassVar[str] = "the budget"
 

@@ -135,7 +135,7 @@ class Attempts:
             self._attempt(method, how, made[0] if made else None)
 
     def chosen(self) -> tuple[Student, Choice]:
-        """Return the student, and the choice: nearest to the ensemble, cheap first."""
+        """Return the student, and the choice: the nearest to the ensemble."""
         split = self.session.data.validation
         labels = split.labels
         logits = self.session.cache.ensemble_logits(self.ensemble, split)
@@ -148,8 +148,9 @@ class Attempts:
         sound = [i for i, (mean, error) in enumerate(behind) if mean <= CLEAR * error]
         nearest = min(sound, key=lambda i: float(apart[i].mean()))
         further = [_paired(own - apart[nearest]) for own in apart]
-        # In the order of costs; equal ones differ by rounding.
-        best = next(i for i in sound if further[i][0] <= further[i][1])
+        members = [i for i in sound if self.tried[i].method == "best_member"]
+        as_near = [i for i in members if further[i][0] <= further[i][1]]
+        best = as_near[0] if as_near else nearest
         rows = [
             Candidate(
                 method=tried.method,

@@ -210,20 +210,23 @@ def test_the_nearest_to_the_ensemble_is_chosen(session, ensemble):
     assert not choice.keep_ensemble
 
 
-def test_the_cheaper_of_two_as_near_is_chosen(session, ensemble):
+def test_a_member_as_near_is_chosen_and_nothing_else(session, ensemble):
     said = spoken(session, ensemble)
     far = blurred(said, 0.4)
     even = torch.arange(len(said)) % 2 == 0
     near = blurred(said, 0.1)
     rows = (
-        ("soup", torch.where(even[:, None], far, near)),
+        ("best_member", torch.where(even[:, None], far, near)),
         ("kd", torch.where(even[:, None], near, far)),
         ("dkd", far),
     )
-    soup, kd, dkd = (row for row in chosen(session, ensemble, *rows).candidates)
-    assert abs(soup.kl - kd.kl) < max(soup.further_error, kd.further_error)
+    choice = chosen(session, ensemble, *rows)
+    member, kd, dkd = choice.candidates
+    assert abs(member.kl - kd.kl) < max(member.further_error, kd.further_error)
     assert dkd.further > dkd.further_error
-    assert chosen(session, ensemble, *rows).student.method == "soup"
+    assert choice.keep_member
+    other = chosen(session, ensemble, ("soup", rows[0][1]), *rows[1:])
+    assert other.student.kl == min(row.kl for row in other.candidates)
 
 
 def test_what_is_clearly_less_accurate_is_out(session, ensemble):
