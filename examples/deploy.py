@@ -34,7 +34,7 @@ def serve(model: Path, images: np.ndarray) -> list[str]:
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     pixels = images.astype(np.float32) / 255
     (probabilities,) = session.run(["probabilities"], {"pixels": pixels})
-    return [classes[i] for i in probabilities.argmax(1)]
+    return [classes[i] for i in np.asarray(probabilities).argmax(1)]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from metaensemble.metrics import Measured, disagreement, measure
 from metaensemble.teachers import Ensemble
 from metaensemble.teachers.ensemble import ensemble_log_probs
 from metaensemble.workflows.diagnosis import diagnose
-from metaensemble.workflows.fuse import tell
+from metaensemble.workflows.fuse import tell, tell_doubts
 from metaensemble.workflows.options import (
     DataOptions,
     MemberOptions,
@@ -60,6 +60,7 @@ def run(arguments: Sequence[str]) -> None:
         ensemble = options.load_members(files, data, at_least=1)
     with RunLog(quiet=options.quiet) as log:
         session = open_session(options, data, None, log)
+        tell_doubts(session, ensemble)
         rows = [session.cache.logits(m, data.test) for m in ensemble.members]
         diagnosis = diagnose(session, ensemble) if len(ensemble) > 1 else None
         if diagnosis is not None:

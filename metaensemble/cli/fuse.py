@@ -6,6 +6,8 @@ from metaensemble.cli.parse import parse_with_method
 from metaensemble.cli.show import command_line, show
 from metaensemble.core.files import claim_output
 from metaensemble.methods import OnlineMethod
+from metaensemble.models import Architecture
+from metaensemble.report import Report
 from metaensemble.teachers import Ensemble
 from metaensemble.workflows.fuse import FuseConfig, FuseOptions, fuse_into
 from metaensemble.workflows.online import grow_into
@@ -65,3 +67,13 @@ def run(arguments: Sequence[str]) -> None:
                     final=config.out,
                 )
     show([report], config.out)
+    print(f"To deploy it: {_export_line(config, report)}")
+
+
+def _export_line(config: FuseConfig, report: Report) -> str:
+    """Return the command that exports a run's student, consent to its code included."""
+    words = ["export", str(config.out), "--format", "onnx", "--out", "student.onnx"]
+    architecture = Architecture.parse(config.student or report.teachers[0].architecture)
+    if architecture.is_import_path:
+        words += ["--architecture", str(architecture.plain)]
+    return command_line(words[0], words[1:])

@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.run(rest)
     except InputError as error:
         return _refused(error)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:  # of a writer that is none of ours, such as a stream
         told = disk_error(error)
         if told is None:

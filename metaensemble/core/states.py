@@ -6,6 +6,7 @@ A state dict maps tensor names to tensors. Nothing is ever unpickled beyond
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,10 @@ State = dict[str, Tensor]
 
 METADATA_KEY = "metaensemble"
 """The safetensors header key under which our JSON metadata lies."""
+NESTS = ("state_dict", "model_state_dict", "model", "net", "network")
+"""Keys under which training scripts keep the state dict in a checkpoint."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and `torch.compile` put before every name."""
 
 
 def save_state(
@@ -44,9 +49,9 @@ def load_state(path: Path) -> tuple[State, dict[str, Any] | None]:
     """Return the tensors of a checkpoint and its metaensemble metadata, if it has any.
 
     Args:
-        path: a ``.safetensors`` file, or a ``.pt``/``.pth`` file that holds a state
-            dict, alone or under the key ``state_dict`` or ``model``. A prefix
-            ``module.`` of all names is taken off.
+        path: a ``.safetensors`` file, or a file of ``torch.save`` that holds a state
+            dict, alone or under one of the keys `NESTS`. `WRAPPERS` before all names
+            are taken off.
 
     Raises:
         MissingFileError: there is no such file.
@@ -69,6 +74,11 @@ def load_state(path: Path) -> tuple[State, dict[str, Any] | None]:
     return state, metadata
 
 
+LET_GO = 2**22
+"""Bytes read from a safetensors file after which it is opened anew: it is mapped, and
+pages that were read count as memory as long as it is open."""
+
+
 class LazyState(Mapping[str, Tensor]):
     """A state dict whose tensors are read from the file when they are asked for.
 
@@ -77,23 +87,35 @@ class LazyState(Mapping[str, Tensor]):
     mapped into memory.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        """Open a file whose names, `prefix` apart, are those of the state."""
         self.path = path
+        self.prefix = prefix
         self._safe: Any = None
+        self._read = 0
         self._mapped: State = {}
         if path.suffix == ".safetensors":
-            self._safe = safe_open(path, framework="pt").__enter__()
-            self._names = list(self._safe.keys())
+            self._open()
+            names = self._safe.keys()
         else:
             self._mapped = _load_pickled(path, mapped=True)
-            self._names = list(self._mapped)
+            names = self._mapped
+        self._names = dict.fromkeys(name.removeprefix(prefix) for name in names)
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._safe is None:
-            return self._mapped[name]
         if name not in self._names:
             raise KeyError(name)
-        return self._safe.get_tensor(name)
+        if self._safe is None:
+            return self._mapped[self.prefix + name]
+        tensor = self._safe.get_tensor(self.prefix + name)
+        self._read += tensor.nbytes
+        if self._read > LET_GO:
+            self._open()
+        return tensor
+
+    def _open(self) -> None:
+        self._safe = safe_open(self.path, framework="pt").__enter__()
+        self._read = 0
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -129,13 +151,12 @@ def _load_pickled(path: Path, *, mapped: bool = False) -> State:
     except Exception as error:  # torch raises half a dozen types for broken files
         raise InputError(
             f"{path} must be a state dict that loads without executing code "
-            f"(torch.load with weights_only=True), but loading failed "
-            f"({one_line(error)}); save it again with "
-            "torch.save(model.state_dict(), path)"
+            f"(torch.load with weights_only=True), but {_why_not(error)}; where you "
+            "trained it, save it again with torch.save(model.state_dict(), path)"
         ) from error
     kind = type(value).__name__
     pairs = _pairs(value)
-    for key in ("state_dict", "model"):
+    for key in NESTS:
         if isinstance(pairs.get(key), dict):
             kind, pairs = type(pairs[key]).__name__, _pairs(pairs[key])
     state = {k: v.detach() for k, v in pairs.items() if isinstance(v, Tensor)}
@@ -147,9 +168,23 @@ def _load_pickled(path: Path, *, mapped: bool = False) -> State:
             f"{kind} of other things; save model.state_dict()"
         )
     _refuse_unreal(state, path)
-    wrapped = all(name.startswith("module.") for name in state)  # by DataParallel
-    prefix = "module." if wrapped else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return _unwrapped(state)
+
+
+def _why_not(error: Exception) -> str:
+    """Return why a pickle did not load; of foreign objects, which it holds."""
+    found = re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
+    if found is None:
+        return f"loading failed ({one_line(error)})"
+    return f"it holds objects of {found[1]}, not only tensors"
+
+
+def _unwrapped(state: State) -> State:
+    """Return a state dict without what wrappers put before every name."""
+    for prefix in WRAPPERS * 2:  # in either order
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): t for name, t in state.items()}
+    return state
 
 
 def refuse_packed(path: Path) -> bool:

@@ -287,11 +287,17 @@ def _spell(value: Value) -> str:
 
 def _unknown_name(name: str) -> str:
     close = difflib.get_close_matches(name, BUILTINS, n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    module, dot, factory = name.rpartition(".")
+    if dot and not close:
+        hint = f"did you mean {module}:{factory}?"
+    elif close:
+        hint = f"did you mean {' or '.join(close)}? built-in are {', '.join(BUILTINS)}"
+    else:
+        hint = f"built-in are {', '.join(BUILTINS)}"
+        hint += f"; write {name}:FACTORY for one in {name}.py" * name.isidentifier()
     return (
         "an architecture must be a built-in name or an import path "
         f"package.module:factory, but {name!r} is neither; {hint}"
-        f"built-in are {', '.join(BUILTINS)}"
     )
 
 

@@ -30,7 +30,8 @@ def call_factory(
     Args:
         path: ``package.module:factory``; the current folder is searched first.
         fields: keyword arguments of the factory.
-        classes: passed on if the factory's signature takes ``classes``.
+        classes: passed on if the factory's signature takes ``classes`` or, where the
+            fields do not give it, ``num_classes``.
         input_shape: passed on likewise: channels, height, width.
 
     Raises:
@@ -55,6 +56,11 @@ def _find_factory(path: str, module_name: str, attribute: str) -> Callable[..., 
             f"an import path must be package.module:factory, but is {path!r}; "
             "write dots, not slashes, and no .py"
         )
+    if module_name.endswith(".py"):
+        raise InputError(
+            f"an import path must name a module, not its file, but is {path!r}; "
+            f"write {module_name.removesuffix('.py')}:{attribute}"
+        )
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -66,7 +72,7 @@ def _find_factory(path: str, module_name: str, attribute: str) -> Callable[..., 
     if not callable(factory):
         raise InputError(
             f"an import path must name a factory, but {module_name!r} has no "
-            f"callable {attribute!r}; write it as package.module:factory"
+            f"callable {attribute!r}; name a class or function that it has"
         )
     return factory
 
@@ -91,6 +97,8 @@ def _arguments(
                 f"its fields are: {', '.join(known) or 'none'}"
             )
     arguments = {k: v for k, v in given.items() if k in named or anything}
+    if "num_classes" in named:
+        arguments["num_classes"] = classes  # a field says otherwise
     arguments |= fields
     try:
         signature.bind(**arguments)

@@ -24,6 +24,12 @@ from metaensemble.core.states import (
 )
 from metaensemble.data import ImageData, Normalization
 from metaensemble.models import Architecture, build
+from metaensemble.teachers.tensors import (
+    load_strictly,
+    prefix_of,
+    refuse_unfit,
+    without_prefix,
+)
 
 
 class MemberInfo(Config):
@@ -62,6 +68,11 @@ class Member:
     image_size: tuple[int, int] | None = None
     """Height and width of the data's images, where the network takes another size;
     None where the same."""
+    recorded: bool = True
+    """Whether the file says what it is; of a bare state dict, the user does."""
+    prefix: str = ""
+    """What stands before all names in the file, such as ``model.`` of a Lightning
+    module that holds the network."""
 
     @property
     def name(self) -> str:
@@ -70,11 +81,11 @@ class Member:
 
     def state(self) -> State:
         """Read and return the tensors; the caller owns them."""
-        return load_state(self.path)[0]
+        return without_prefix(load_state(self.path)[0], self.prefix)
 
     def lazy_state(self) -> LazyState:
         """Return the tensors, each read from the file when it is asked for."""
-        return LazyState(self.path)
+        return LazyState(self.path, self.prefix)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images of the data as the network takes them: resized, normalised.
@@ -165,8 +176,14 @@ def load_member(
             normalization=normalization or data.normalization,
         )
     wanted = _wanted(path, info, architecture)
-    _refuse_unfit(wanted, state, str(path), info.architecture)
-    member = Member(path, sha256_of(path), info, tuple(sorted(state)))
+    prefix = prefix_of(wanted, state)
+    state = without_prefix(state, prefix)
+    refuse_unfit(wanted, state, str(path), info.architecture)
+    names = tuple(sorted(state))
+    recorded = metadata is not None
+    member = Member(
+        path, sha256_of(path), info, names, recorded=recorded, prefix=prefix
+    )
     if data is None:
         return member
     return fitted_to(member, data.classes, data.input_shape, data.name)
@@ -256,20 +273,9 @@ def start_of(network: nn.Module) -> str:
     return hash_state(dict(network.named_parameters()))
 
 
-def load_strictly(
-    network: nn.Module, state: State, source: str, architecture: str
-) -> None:
-    """Load `state` into `network`; every name and shape must fit.
-
-    Raises:
-        InputError: the first tensor that does not fit is named.
-    """
-    _refuse_unfit(network.state_dict(), state, source, architecture)
-    network.load_state_dict(state, strict=False)
-
-
 def _wanted(path: Path, info: MemberInfo, consent: str | None) -> State:
     """Return tensors like those of the network of `info`, without values."""
+    named: Architecture | None = None
     try:
         named = Architecture.parse(info.architecture)
         if named.is_import_path:
@@ -280,6 +286,12 @@ def _wanted(path: Path, info: MemberInfo, consent: str | None) -> State:
             raise
         raise InputError(f"the network of {path} must be known: {error}") from error
     except Exception as error:  # sizes beyond all measure fail in many ways
+        if named is not None and named.is_import_path:
+            raise InputError(
+                f"a factory must make a network of {len(info.classes)} classes for "
+                f"images {info.input_shape}, but {named} failed with "
+                f"{type(error).__name__}: {one_line(error)}; mend it"
+            ) from error
         raise InputError(
             f"{path} must be a member whose network can be built, but "
             f"{info.architecture} for images {info.input_shape} cannot "
@@ -297,32 +309,6 @@ def _blank(
     with torch.device("cpu" if named.is_import_path else "meta"):
         network = build(named, classes, input_shape)
     return {n: tensor.to("meta") for n, tensor in network.state_dict().items()}
-
-
-def _refuse_unfit(wanted: State, state: State, source: str, architecture: str) -> None:
-    for name, like in wanted.items():
-        if name not in state:
-            if name.endswith("num_batches_tracked"):
-                continue
-            problem = f"lacks {name!r}"
-        elif state[name].shape != like.shape:
-            got, want = tuple(state[name].shape), tuple(like.shape)
-            problem = f"has {name!r} of shape {got} where it needs {want}"
-        elif like.is_floating_point() and not state[name].is_floating_point():
-            got, want = state[name].dtype, like.dtype
-            problem = f"has {name!r} of type {got} where it needs {want}"
-        else:
-            continue
-        raise InputError(
-            f"the tensors of {source} must be those of {architecture}, but it "
-            f"{problem}; check --architecture, the classes and the input size"
-        )
-    surplus = [name for name in state if name not in wanted]
-    if surplus:
-        raise InputError(
-            f"the tensors of {source} must be those of {architecture}, but it also "
-            f"has {surplus[0]!r}; check --architecture"
-        )
 
 
 def _parse_info(path: Path, metadata: Mapping[str, Any]) -> MemberInfo:

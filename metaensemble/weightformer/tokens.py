@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metaensemble.core.config import Config
-from metaensemble.core.states import LazyState, State
+from metaensemble.core.states import State
 
 Kind = Literal["conv", "linear", "attention", "norm", "table"]
 """What a layer is; with the token's width it selects the weight embedder."""
@@ -89,13 +89,11 @@ def read_teachers(
 ) -> Float[Tensor, "teachers rows width"]:
     """Return the tokens of one layer of several state dicts, as float32 on a device.
 
-    Of states that are read from safetensors files no more than this layer is held:
-    every call opens the files anew, so that pages once read are let go.
+    Of states that are read from their files (`LazyState`) hardly more than this layer
+    is held.
     """
     raw = torch.empty(len(states), layer.rows, layer.width, device=device)
     for state, tokens in zip(states, raw, strict=True):
-        if isinstance(state, LazyState) and state.path.suffix == ".safetensors":
-            state = LazyState(state.path, state.prefix)
         start = 0
         for part in layer.parts:
             rows = state[part.tensor].detach().reshape(-1, part.width)

@@ -19,6 +19,7 @@ from metaensemble.workflows.auto import auto_student
 from metaensemble.workflows.barrier import barrier_after
 from metaensemble.workflows.candidates import Kept
 from metaensemble.workflows.diagnosis import against_best, diagnose, misfit
+from metaensemble.workflows.doubts import doubts
 from metaensemble.workflows.options import (
     CardOptions,
     DataOptions,
@@ -130,10 +131,12 @@ def fuse_students(
     ensemble: Ensemble,
     method: MethodUnion,
     student: str | None = None,
+    merged: Student | None = None,
 ) -> list[Student]:
     """Return the student that a method makes, the last being the one to ship.
 
-    WeightFormer gives two: as predicted, and tuned.
+    WeightFormer gives two: as predicted, and tuned. `merged` is what the start of a
+    distillation makes of these members, where that was made already.
 
     Raises:
         InputError: the method cannot work with these members or this student.
@@ -146,7 +149,8 @@ def fuse_students(
         return [predicted] if tuned is None else [predicted, tuned]
     if isinstance(method, Merger):
         return [merge_student(session, ensemble, method)]
-    return [distil_student(session, ensemble, method, _canonical(student))]
+    own = _canonical(student)
+    return [distil_student(session, ensemble, method, own, merged)]
 
 
 def fuse_and_find(
@@ -164,14 +168,15 @@ def fuse_and_find(
         InputError: the method cannot work with these members or this student, or the
             weights are none.
     """
-    refuse_too_few(given, method.name, method.fewest_members)
+    refuse_too_few(given, method.name_, method.fewest_members)
     refuse_unsuited(given, method, choices.student)
     parse_weights(choices.teacher_weights, len(given))
     if choices.calibrate:
         refuse_without_head(_expected(session, given, method, choices.student))
+    doubted = tell_doubts(session, given)
     chosen = weighed(session, given, choices.select, choices.teacher_weights)
-    ensemble, notes = chosen.ensemble, chosen.notes
-    for note in notes:
+    ensemble, notes = chosen.ensemble, (*doubted, *chosen.notes)
+    for note in chosen.notes:
         session.log.say(escape(note))
     diagnosis = diagnose(session, ensemble) if len(ensemble) > 1 else None
     if diagnosis is not None:
@@ -179,7 +184,7 @@ def fuse_and_find(
     how = method
     if len(ensemble) < method.fewest_members:
         how = BestMember()
-        notes = (*notes, f"one member is left for {method.name}: it is the student")
+        notes = (*notes, f"one member is left for {method.name_}: it is the student")
     choice: Choice | None = None
     if isinstance(how, Auto):
         made, choice = _automatic(session, ensemble, how, diagnosis, choices.student)
@@ -202,6 +207,14 @@ def tell(session: Session, diagnosis: Diagnosis, warning: str | None = None) -> 
     session.log.event("diagnosis", **diagnosis.model_dump(mode="json"), warning=warning)
     for line in [*diagnosis.lines, *([warning] if warning else [])]:
         session.log.say(escape(line))
+
+
+def tell_doubts(session: Session, ensemble: Ensemble) -> list[str]:
+    """Show what speaks against how members are run, and return it."""
+    found = doubts(session, ensemble)
+    for doubt in found:
+        session.log.say(escape(f"warning: {doubt}"))
+    return found
 
 
 def fuse_into(
@@ -251,14 +264,14 @@ def refuse_unsuited(
         method, Merger | WeightFormerMethod
     ):
         raise InputError(
-            f"--student must be the members' architecture for {method.name}, but is "
+            f"--student must be the members' architecture for {method.name_}, but is "
             f"{student}; leave it out or choose --method kd"
         )
     if student is not None:
         build(student, len(ensemble.info.classes), ensemble.info.input_shape)
     if "one architecture" in method.needs:
         ensemble.one_architecture(
-            f"the members of {method.name} must share one architecture"
+            f"the members of {method.name_} must share one architecture"
         )
 
 
@@ -272,9 +285,9 @@ def _automatic(
     own = _canonical(student)
     same = own in (None, ensemble.info.architecture)
 
-    def make(session: Session, ensemble: Ensemble, one: MethodUnion) -> Student:
-        merges = isinstance(one, Merger)
-        return fuse_students(session, ensemble, one, None if merges else own)[-1]
+    def make(one: MethodUnion, merged: Student | None) -> Student:
+        asked = None if isinstance(one, Merger) else own
+        return fuse_students(session, ensemble, one, asked, merged)[-1]
 
     found = diagnosis or (diagnose(session, ensemble) if len(ensemble) > 1 else None)
     return auto_student(session, ensemble, method, make, found, None if same else own)

@@ -60,6 +60,8 @@ class DataOptions(Config):
     """Seed of the shuffle and the split; keep it equal between teach and fuse."""
     image_size: int | None = Field(default=None, ge=1)
     """Height and width for image folders; default: theirs if equal, else 224."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of your networks' logits; default: the data's own."""
     augment: str = "auto"
     """auto, none, flip, crop or crop_flip."""
     stream: bool | None = None
@@ -81,6 +83,7 @@ class DataOptions(Config):
             validation_fraction=self.validation_fraction,
             seed=self.data_seed,
             image_size=self.image_size,
+            classes=self.classes,
             augment=self.augment,
             stream=self.stream,
             unlabelled=unlabelled,

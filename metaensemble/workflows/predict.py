@@ -56,6 +56,9 @@ class PredictOptions(CardOptions, RunOptions):
     """Seed of the shuffle and the split of --data."""
     image_size: int | None = Field(default=None, ge=1)
     """Height and width for image folders."""
+    classes: tuple[str, ...] = ()
+    """Class names of --data in the order of the predictor's logits; default: the data's
+    own."""
     augment: str = "auto"
     """auto, none, flip, crop or crop_flip."""
     stream: bool | None = None

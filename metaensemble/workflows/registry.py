@@ -15,6 +15,7 @@ from metaensemble.merging import (
     BestMember,
     GreedySoup,
     LearnedSoup,
+    Merger,
     OtFusion,
     RegressionMerge,
     Repair,
@@ -43,10 +44,11 @@ from metaensemble.methods import (
     SelfDistillation,
     Srm,
     StudentEnsemble,
+    TrainedMethod,
     WeightFormerMethod,
 )
 
-MethodUnion = (
+Registered = (
     BestMember
     | Soup
     | GreedySoup
@@ -79,11 +81,14 @@ MethodUnion = (
     | WeightFormerMethod
     | Auto
 )
-AnyMethod = Annotated[MethodUnion, Field(discriminator="name")]
+AnyMethod = Annotated[Registered, Field(discriminator="name")]
 """One of the methods, told apart by its ``name``."""
 
+MethodUnion = TrainedMethod | Merger | Auto
+"""What workflows take: a method that is registered, or one of the user's own."""
+
 METHODS: dict[str, type[Method]] = {
-    kind.model_fields["name"].default: kind for kind in get_args(MethodUnion)
+    kind.model_fields["name"].default: kind for kind in get_args(Registered)
 }
 """Name to class, in the order of the union."""
 
@@ -102,7 +107,7 @@ def method_type(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def make_method(name: str, **hyperparameters: object) -> MethodUnion:
+def make_method(name: str, **hyperparameters: object) -> Registered:
     """Return the method `name` with hyperparameters.
 
     Raises:

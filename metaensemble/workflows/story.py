@@ -160,7 +160,7 @@ def _report(
     method: MethodUnion,
     command: str,
 ) -> Report:
-    name = file_of(method.name, student.stage)
+    name = file_of(method.name_, student.stage)
     path = folder / "students" / name
     save_student(path, ensemble, student, method)
     reported = measure_student(

@@ -1,5 +1,6 @@
 """The steps from an ensemble to a student: merge, train."""
 
+import copy
 import itertools
 import time
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,8 @@ from metaensemble.methods import Distillation, Learner, Stage, Task, TrainedMeth
 from metaensemble.metrics import kl_to
 from metaensemble.models import init_model
 from metaensemble.teachers import Ensemble, MemberInfo
-from metaensemble.teachers.member import class_order, load_strictly, prepared
+from metaensemble.teachers.member import class_order, prepared
+from metaensemble.teachers.tensors import load_strictly
 from metaensemble.workflows.options import Session
 from metaensemble.workflows.registry import make_method
 
@@ -114,6 +116,7 @@ def distil_student(
     ensemble: Ensemble,
     method: TrainedMethod,
     architecture: str | None = None,
+    merged: Student | None = None,
 ) -> Student:
     """Return the student that a method trains, in all its stages.
 
@@ -123,6 +126,8 @@ def distil_student(
         method: how.
         architecture: of the student; None for that of the first member, or of the
             merged network that it starts from.
+        merged: what the method's start makes of these members, where that was made
+            already; its network is copied.
 
     Raises:
         InputError: the student is to start from a merged network of another
@@ -130,8 +135,11 @@ def distil_student(
     """
     before = session.cache.images_asked
     start = method.start if isinstance(method, Distillation) else "scratch"
-    merged: Student | None = None
-    if start not in ("best_member", "scratch"):
+    if start in ("best_member", "scratch"):
+        merged = None
+    elif merged is not None:
+        merged = replace(merged, network=copy.deepcopy(merged.network))
+    else:
         merged = _merged_start(session, ensemble, start, architecture)
     info = merged.info if merged else student_info(session, ensemble, architecture)
     network = init_model(

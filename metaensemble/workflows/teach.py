@@ -21,7 +21,8 @@ from metaensemble.teachers import (
     load_member,
     save_member,
 )
-from metaensemble.teachers.member import load_strictly, start_of
+from metaensemble.teachers.member import start_of
+from metaensemble.teachers.tensors import load_strictly
 from metaensemble.workflows.options import DataOptions, RunOptions, Session
 from metaensemble.workflows.students import state_of
 

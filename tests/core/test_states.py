@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metaensemble.core import states as states_module
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import (
     NESTS,
@@ -337,6 +338,15 @@ def test_a_lazy_state_reads_what_it_is_asked_for(tmp_path: Path, form: str):
     assert len(lazy) == 10
     assert lazy["7"][123].item() == 7
     assert resident() - before < 60e6  # one tensor of 20 MB, not ten
+
+
+def test_a_lazy_state_that_opens_its_file_anew_is_the_state(
+    tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(states_module, "LET_GO", 4)  # after every tensor but the mask
+    lazy = LazyState(written(tmp_path, "safetensors", state))
+    kept = dict(lazy)
+    assert hash_state(kept) == hash_state(lazy) == hash_state(state)
 
 
 def test_a_lazy_state_of_what_is_no_state_dict(tmp_path: Path):

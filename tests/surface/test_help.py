@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,18 @@ def test_the_start_page_is_there_at_once():
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "metaensemble.cli.main" in loaded
     assert not loaded & {"torch", "numpy", "tyro", "pydantic", "sklearn"}
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def tell(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("metaensemble.cli.methods.run", tell)
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["methods"]) == 141
+        print("more", flush=True)  # what is left when the process ends
+        monkeypatch.undo()
+    assert (tmp_path / "out").read_text() == capsys.readouterr().err == ""

@@ -69,6 +69,7 @@ def examples() -> list[str]:
         predict.Predict,
         evaluate.Evaluate,
         compare.Compare,
+        export.Export,
         methods.Methods,
     ):
         _, _, told_from = (kind.__doc__ or "").partition("Example: ")
