@@ -32,7 +32,7 @@ class Evaluate(RunOptions, MemberOptions, DataOptions):
     """Measure models on the test images, one by one and as an ensemble.
 
     Of several members, a diagnosis on validation tells whether they are worth fusing.
-    Exported .onnx files count as models, too.
+    Exported .onnx files count as models, too. The ensemble is of all models named.
 
     Example: metaensemble evaluate zoo run/student.safetensors --data digits
     """

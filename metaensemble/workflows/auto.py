@@ -4,6 +4,7 @@ Figures are on validation; test data play no part. What was made and planned is 
 the working folder, so that a run that goes on makes the same choice.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,13 +39,11 @@ ONE_START = ("soup", "greedy_soup", "learned_soup")
 """Mergers of members whose mean of weights is a sensible network."""
 APART = ("repair", "regression_merge")
 """Those of other members of one architecture."""
-TRAINED = (("kd", 0.7), ("dkd", 0.3))
-"""Methods that train, and their shares of what is left of the budget. More passes gain
-more than more methods (benchmarks/LOG.md): the first gets most."""
+TRAINED = ("kd", "dkd", "meal_v2")
+"""Methods that train, in the order in which they are tried: those that recover most at
+equal budgets in benchmarks/distillation_small, the least sensitive one first."""
 LEAST = 0.1
 """Fewest passes of a training that is tried."""
-ENOUGH = 1.0
-"""Passes that each of several trainings must get; else the first gets all."""
 PROBE = 4
 """Batches on which a step is timed."""
 CLEAR = 2.0
@@ -201,7 +200,8 @@ class Attempts:
         least = max(KD().batch_size, round(LEAST * images))
         needed = f"{least}images"
         if self.method.limit.seconds is not None:
-            needed = f"{self._seconds_of(KD(epochs=LEAST)) / TRAINED[0][1]:.0f}s"
+            seconds = self.spent + self._seconds_of(KD(epochs=LEAST))
+            needed = f"{math.ceil(seconds)}s"
         return (
             "a budget must allow one candidate beside the best member, but "
             f"--budget {self.method.budget} does not; raise it to {needed} or more"
@@ -243,16 +243,19 @@ class Attempts:
         return min(free, key=lambda t: kl_to(target, t.log_probs)).method
 
     def _plan(self) -> list[tuple[str, float]]:
-        """Return which methods to train, and for how many passes."""
-        passes = [(name, self._passes(name, share)) for name, share in TRAINED]
-        if all(count >= ENOUGH for _, count in passes):
-            return passes
-        first = TRAINED[0][0]
-        alone = self._passes(first, 1.0)
-        if alone < LEAST:
-            self.left_out.append(f"{first}: the budget was spent")
+        """Return which methods to train, and for how many passes.
+
+        Another one is tried only where each gets its default number of passes: below
+        that more passes gain more than more methods.
+        """
+        first = make_method(TRAINED[0])
+        assert isinstance(first, TrainedMethod)
+        whole = self._passes(TRAINED[0], 1.0)
+        if whole < LEAST:
+            self.left_out.append(f"{TRAINED[0]}: the budget was spent")
             return []
-        return [(first, alone)]
+        count = max(1, min(int(whole // first.epochs), len(TRAINED)))
+        return [(name, self._passes(name, 1 / count)) for name in TRAINED[:count]]
 
     def _passes(self, name: str, share: float) -> float:
         """Return the passes that a share of what is left of the budget allows."""
