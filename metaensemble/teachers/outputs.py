@@ -18,7 +18,22 @@ from metaensemble.teachers.ensemble import Ensemble
 from metaensemble.teachers.member import Member
 
 BATCH = 500
-"""Images in one forward pass of a teacher."""
+"""The most images in one forward pass of a teacher."""
+PIXELS = 2**16
+"""Positions in one forward pass on the CPU. Larger maps do not stay in the cache, and
+above 32 MB the system takes and gives them anew in every layer: twice to three times
+the seconds (benchmarks/profile)."""
+MOST_OPEN = 512
+"""Files of outputs that are open at a time; the system allows a process 1,024."""
+FEWEST = 8
+"""The fewest images in a pass, however large they are."""
+
+
+def images_per_pass(shape: tuple[int, int, int], device: str | torch.device) -> int:
+    """Return how many images of (channels, height, width) a pass should take."""
+    if torch.device(device).type != "cpu":
+        return BATCH
+    return min(BATCH, max(FEWEST, PIXELS // (shape[1] * shape[2])))
 
 
 @torch.no_grad()
@@ -43,7 +58,7 @@ def network_logits(
     """
     network = network.to(device).eval()
     rows = []
-    for indices in in_order(split, BATCH):
+    for indices in in_order(split, images_per_pass(split.shape, device)):
         images = split.batch(
             indices, augmentation, None if draws is None else draws[indices]
         )
@@ -72,6 +87,7 @@ class OutputCache:
         self.device = device
         self.images_asked = 0  # teacher forward passes that a cold cache would need
         self.images_run = 0  # those that were needed
+        self._seen: set[str] = set()
         self._open: dict[str, Tensor] = {}
 
     def logits(
@@ -97,11 +113,15 @@ class OutputCache:
         if augmentation is None:
             seed = view = 0
         key = _key(member, split, augmentation, seed, view)
-        if key not in self._open:
+        if key not in self._seen:
+            self._seen.add(key)
             self.images_asked += len(split)
+        if key not in self._open:
             path = self.folder / f"{key}.npy"
             if not path.exists():
                 self._compute(path, member, split, augmentation, seed, view)
+            if len(self._open) >= MOST_OPEN:
+                self._open.pop(next(iter(self._open)))  # the oldest
             rows = np.load(path, mmap_mode="c", allow_pickle=False)
             self._open[key] = torch.from_numpy(rows)
         return self._open[key]
@@ -110,7 +130,13 @@ class OutputCache:
         self, ensemble: Ensemble, split: Split
     ) -> Float[Tensor, "members images classes"]:
         """Return the logits of all members for the plain images of a split."""
-        return torch.stack([self.logits(m, split) for m in ensemble.members])
+        first, *others = ensemble.members
+        logits = self.logits(first, split)
+        stacked = logits.new_empty(len(ensemble), *logits.shape)
+        stacked[0] = logits
+        for row, member in enumerate(others, start=1):  # closed as they pass
+            stacked[row] = self.logits(member, split)
+        return stacked
 
     def _compute(
         self,

@@ -195,3 +195,35 @@ def test_logits_that_do_not_fit_on_the_disk_are_refused_and_leave_nothing(
     assert torch.equal(
         logits, direct(zoo.members[0], digits, images.batch(torch.arange(len(images))))
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "device", "images"),
+    [
+        ((3, 32, 32), "cpu", 64),
+        ((1, 8, 8), "cpu", 500),
+        ((3, 224, 224), "cpu", 8),
+        ((3, 32, 32), "cuda", 500),
+    ],
+)
+def test_a_pass_takes_as_many_images_as_stay_in_the_cache(
+    shape: tuple[int, int, int], device: str, images: int
+):
+    assert outputs_module.images_per_pass(shape, device) == images
+
+
+def test_more_outputs_than_may_be_open_are_read_again(
+    zoo: Ensemble,
+    digits: ImageData,
+    cache: OutputCache,
+    runs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    expected = OutputCache(cache.folder).ensemble_logits(zoo, digits.train)
+    runs.clear()
+    monkeypatch.setattr(outputs_module, "MOST_OPEN", 2)
+    for _ in range(2):
+        assert torch.equal(cache.ensemble_logits(zoo, digits.train), expected)
+    assert len(cache._open) == 2
+    assert runs == []
+    assert cache.images_asked == 3 * 54  # each once
