@@ -8,6 +8,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,35 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    random = torch.Generator().manual_seed(0)
-    size = (IMAGES, 3, SIZE, SIZE)
-    images = torch.randint(0, 256, size, generator=random).to(torch.uint8)
-    labels = torch.arange(IMAGES) % CLASSES
     with tempfile.TemporaryDirectory() as folder:
         way = cached if options.way == "cached" else plain
-        row = way(TensorSplit(images, labels), options, Path(folder))
+        row = way(noise(IMAGES), options, Path(folder))
     print(json.dumps({**vars(options), **row, "peak_memory_mb": peak()}))
+
+
+def noise(count: int) -> TensorSplit:
+    """Return random images with labels."""
+    random = torch.Generator().manual_seed(0)
+    size = (count, 3, SIZE, SIZE)
+    images = torch.randint(0, 256, size, generator=random).to(torch.uint8)
+    return TensorSplit(images, torch.arange(count) % CLASSES)
 
 
 def cached(split: TensorSplit, options: Any, folder: Path) -> dict[str, Any]:
     """Our way: teachers' outputs from the cache, images in one tensor."""
+    step, filling = cached_step(split, options, folder)
+    seconds = timed(step, options.steps)
+    return {
+        "seconds_per_step": seconds,
+        "images_per_second": BATCH / seconds,
+        "teacher_seconds_per_image": filling / IMAGES / options.teachers,
+    }
+
+
+def cached_step(
+    split: TensorSplit, options: Any, folder: Path
+) -> tuple[Callable[[int], None], float]:
+    """Return a step of training, by its number, and the seconds the cache took."""
     normalization = Normalization.of(split)
     ensemble = members(options, folder, normalization)
     cache = OutputCache(folder / "cache")
@@ -75,12 +93,7 @@ def cached(split: TensorSplit, options: Any, folder: Path) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
 
-    seconds = timed(step, options.steps)
-    return {
-        "seconds_per_step": seconds,
-        "images_per_second": BATCH / seconds,
-        "teacher_seconds_per_image": filling / IMAGES / options.teachers,
-    }
+    return step, filling
 
 
 def plain(split: TensorSplit, options: Any, folder: Path) -> dict[str, Any]:

@@ -60,6 +60,38 @@ def test_the_tables_of_measurements_are_the_reports(name: str, script):
     assert table == script(folder / "run.py").table(report["rows"])
 
 
+@pytest.mark.parametrize("name", ["profile", "scaling"])
+def test_the_tables_of_time_and_size_are_the_reports(name: str, script):
+    folder = ROOT / "benchmarks" / name
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert table == script(folder / "run.py").table(report["rows"])
+
+
+def test_the_page_on_scaling_is_what_the_reports_say(script):
+    project = script(ROOT / "benchmarks" / "scaling" / "project.py")
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert text == project.filled(text)
+
+
+def test_the_projected_network_costs_what_the_measured_one_does(script):
+    project = script(ROOT / "benchmarks" / "scaling" / "project.py")
+    base = project.vit(width=768, depth=12, patch=32, side=224, classes=1000)
+    assert base.parameters == 88_224_232  # torchvision's ViT-B/32
+    assert project.VIT_L.parameters == 304_326_632  # and ViT-L/16
+    report = json.loads((ROOT / "benchmarks/prediction/report.json").read_text("utf-8"))
+    (row,) = (row for row in report["rows"] if row["case"] == "vit_b_32 N=4")
+    assert project.generator_adds(base, 4) == row["multiply_adds"]
+
+
+def test_a_fit_finds_the_exponent_and_the_cost_of_one_more(script):
+    curves = script(ROOT / "benchmarks" / "scaling" / "run.py")
+    sizes = [1.0, 2.0, 4.0, 8.0]
+    slope, error = curves.exponent(sizes, [3 * x**1.5 for x in sizes])
+    assert (slope, error) == pytest.approx((1.5, 0), abs=1e-9)
+    assert curves.line(sizes, [2 * x + 5 for x in sizes]) == pytest.approx((2, 5))
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_every_study_says_what_it_is(study: Path):
     readme = (study / "README.md").read_text(encoding="utf-8")
