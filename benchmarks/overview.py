@@ -27,11 +27,11 @@ make benchmarks-gpu DATA=path/to/cifar10    # full CIFAR-10 on a GPU: gpu/README
 
 `make benchmarks` works in a copy (`WORK=benchmarks-out`) and leaves the committed
 reports alone; two studies at a time, those that measure time alone and last. In the end
-it compares what it found with what is committed, figure by figure: with the same code, machine
-and versions studies on the CPU are equal to the bit, else they should agree within two
-standard errors. Without DATA the studies that need CIFAR-10 are left out; a second call
-goes on where the first one ended; `benchmarks/all.py --only NAME` runs one. Minutes are
-of one core, of the whole study.
+it compares what it found with what is committed, figure by figure: with the same code,
+machine and versions studies on the CPU are equal to the bit, else they should agree
+within two standard errors. Without DATA the studies that need CIFAR-10 are left out; a
+second call goes on where the first one ended; `benchmarks/all.py --only NAME` runs one.
+Minutes are of one core, of the whole study.
 """
 
 

@@ -52,7 +52,9 @@ def test_the_tables_of_methods_are_the_reports(name: str, script):
     assert table == markdown_table(read_reports(folder), columns)
 
 
-@pytest.mark.parametrize("name", finished("distillation_speed", "online_small"))
+@pytest.mark.parametrize(
+    "name", finished("auto", "distillation_speed", "online_small", "running")
+)
 def test_the_tables_of_measurements_are_the_reports(name: str, script):
     folder = ROOT / "benchmarks" / name
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
