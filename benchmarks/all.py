@@ -23,7 +23,7 @@ from plan import ENTRIES, Entry
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 MADE = ("report.json", "table.md", "summary.md")
-"""What studies write, which the copy begins without."""
+"""What studies write."""
 
 
 def main() -> None:
@@ -45,7 +45,12 @@ def main() -> None:
     minutes = planned(todo, options.jobs)
     print(f"{len(todo)} studies, some {minutes} minutes on an idle machine", flush=True)
     failed = run(todo, work, data, options.jobs)
-    found = compared(work / "benchmarks", HERE)
+    names = [entry.name for entry in todo]
+    found = [
+        one
+        for one in compared(work / "benchmarks", HERE)
+        if one.study.split("/")[0] in names
+    ]
     text = table(found)
     (work / "agreement.md").write_text(text, encoding="utf-8")
     print(text)
@@ -62,18 +67,31 @@ def planned(entries: list[Entry], jobs: int) -> int:
 
 
 def copied(work: Path) -> None:
-    """Copy this folder without what studies have made; link what scripts refer to."""
+    """Copy this folder; link what scripts refer to.
+
+    What studies have made is copied, too, since some read others' reports; a study that
+    begins here begins without its own.
+    """
     target = work / "benchmarks"
     if not target.exists():
         whole = work / "benchmarks.partial"
         shutil.rmtree(whole, ignore_errors=True)
-        ignored = shutil.ignore_patterns(*MADE, "__pycache__")
-        shutil.copytree(HERE, whole, ignore=ignored)
+        shutil.copytree(HERE, whole, ignore=shutil.ignore_patterns("__pycache__"))
         whole.rename(target)
     for name in ("tests", ".venv", "metaensemble", "pyproject.toml"):
         if (ROOT / name).exists() and not (work / name).exists():
             (work / name).symlink_to(ROOT / name)
     (work / "logs").mkdir(exist_ok=True)
+
+
+def begun(entry: Entry, work: Path) -> None:
+    """Remove what a study has made before it begins for the first time."""
+    mark = work / "logs" / f"{entry.name}.begun"
+    if not mark.exists():
+        for name in MADE:
+            for path in (work / "benchmarks" / entry.name).glob(f"**/{name}"):
+                path.unlink()
+        mark.touch()
 
 
 def run(entries: list[Entry], work: Path, data: str, jobs: int) -> list[str]:
@@ -95,6 +113,7 @@ def finished(entry: Entry, work: Path, data: str) -> bool:
     if done.exists():
         print(f"{entry.name} is done already", flush=True)
         return True
+    begun(entry, work)
     own = work / "zoos" / entry.name
     own.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

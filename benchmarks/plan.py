@@ -77,8 +77,8 @@ ENTRIES = (
     Entry("distillation_speed", 3, ("{python} distillation_speed/run.py",), alone=True),
     Entry("running", 8, ("{python} running/run.py",), alone=True),
     Entry("prediction", 10, ("{python} prediction/run.py --work {work}",), alone=True),
-    Entry("profile", 5, ("{python} profile/run.py",), alone=True),
-    Entry("scaling", 15, ("{python} scaling/run.py",), alone=True),
-    Entry("rivals", 15, ("{python} rivals/run.py --work {work}",), alone=True),
+    Entry("profile", 8, ("{python} profile/run.py --work {work}",), alone=True),
+    Entry("scaling", 8, ("{python} scaling/run.py --work {work}",), alone=True),
+    Entry("rivals", 25, ("{python} rivals/run.py --work {work}",), alone=True),
 )
 """In the order in which they run; those that read others' reports come last."""

@@ -79,3 +79,46 @@ def test_agreement_is_by_errors_and_by_bits(script):
     assert not agreement.good([within] * 10 + [outside] * 3)
     other = [{**row, "method": "b"} for row in old]
     assert agreement.comparisons("x", old, other) == []
+
+
+def test_every_command_of_the_tier_names_its_script_and_what_that_requires(script):
+    plan = script(ROOT / "benchmarks" / "plan.py")
+    commands = [(entry, line) for entry in plan.ENTRIES for line in entry.commands]
+    assert commands
+    for entry, line in commands:
+        words = line.split()
+        path = ROOT / "benchmarks" / words[words[0] == "{python}"]
+        assert path.is_file(), line
+        text = path.read_text(encoding="utf-8")
+        flags = re.findall(r'add_argument\("(--[a-z-]+)"[^\n]*required=True', text)
+        places = len(re.findall(r'add_argument\("[a-z]', text))
+        assert all(flag in words for flag in flags), entry.name
+        given = [word for word in words if word in ("{data}", "{work}")]
+        assert len(given) >= places, entry.name
+
+
+def test_studies_begin_anew_once_and_leave_the_committed_alone(
+    script, tmp_path, monkeypatch, capsys
+):
+    run = script(ROOT / "benchmarks" / "all.py")
+    here = tmp_path / "benchmarks"
+    for name in ("first", "second"):
+        (here / name).mkdir(parents=True)
+        (here / name / "report.json").write_text('{"rows": [{"accuracy": 0.5}]}')
+    monkeypatch.setattr(run, "HERE", here)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    line = (
+        "test ! -e first/report.json && test -e second/report.json && "
+        "cp second/report.json first/report.json"
+    )
+    entry = run.Entry("first", 1, (line,))
+    broken = run.Entry("second", 1, ("echo no && false",))
+    work = tmp_path / "work"
+    work.mkdir()
+    run.copied(work)
+    assert run.run([entry, broken], work, "", 1) == ["second"]
+    assert (work / "logs" / "second.log").read_text().splitlines()[-1] == "no"
+    assert run.finished(entry, work, "")  # not made again: it would fail
+    assert "first is done already" in capsys.readouterr().out
+    assert (here / "second" / "report.json").exists()
+    assert not (work / "benchmarks" / "second" / "report.json").exists()
