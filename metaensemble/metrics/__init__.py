@@ -13,7 +13,7 @@ from metaensemble.metrics.calibration import (
 )
 from metaensemble.metrics.cost import latency_ms, macs, parameters, peak_memory_mb
 from metaensemble.metrics.diversity import disagreement
-from metaensemble.metrics.fidelity import agreement, kl_to
+from metaensemble.metrics.fidelity import agreement, kl_each, kl_to
 from metaensemble.metrics.measure import Measured, measure
 from metaensemble.metrics.scores import brier, nll
 from metaensemble.metrics.uncertainty import (
@@ -33,6 +33,7 @@ __all__ = [
     "ensemble_uncertainty",
     "expected_calibration_error",
     "fit_temperature",
+    "kl_each",
     "kl_to",
     "latency_ms",
     "macs",

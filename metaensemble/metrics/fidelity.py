@@ -5,7 +5,7 @@ al. 2021, "Does Knowledge Distillation Really Work?"): report both.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from metaensemble.metrics.checks import (
@@ -36,6 +36,14 @@ def kl_to(
     Note the order of the arguments, that of the formula. A class to which the
     reference gives no probability adds nothing.
     """
+    return max(0.0, float(kl_each(reference_log_probs, log_probs).mean()))
+
+
+def kl_each(
+    reference_log_probs: Float[Tensor, "batch classes"],
+    log_probs: Float[Tensor, "batch classes"],
+) -> Float64[Tensor, " batch"]:
+    """Return KL(reference || model) of every example, in nats; see `kl_to`."""
     require_scores(reference_log_probs, "reference_log_probs")
     require_scores(log_probs)
     require_same_shape(reference_log_probs, log_probs)
@@ -44,4 +52,4 @@ def kl_to(
     reference, model = reference_log_probs.double(), log_probs.double()
     probs = reference.exp()
     terms = torch.where(probs > 0, probs * (reference - model), 0.0)
-    return max(0.0, float(terms.sum(dim=1).mean()))
+    return terms.sum(dim=1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from metaensemble.core.distributed import ToldError
 from metaensemble.core.errors import DiskError, InputError
 from metaensemble.methods import KD, Auto, TrainedMethod
-from metaensemble.metrics import kl_to, measure
+from metaensemble.metrics import kl_each, kl_to, measure
 from metaensemble.models import init_model
 from metaensemble.report import Diagnosis
 from metaensemble.report.choice import Candidate, Choice
@@ -143,7 +143,7 @@ class Attempts:
         right = [(t.log_probs.argmax(1) == labels).double() for t in self.tried]
         top = max(range(len(figures)), key=lambda i: figures[i].accuracy)
         behind = [_paired(right[top] - own) for own in right]
-        apart = [_divergences(target, tried.log_probs) for tried in self.tried]
+        apart = [kl_each(target, tried.log_probs) for tried in self.tried]
         sound = [i for i, (mean, error) in enumerate(behind) if mean <= CLEAR * error]
         nearest = min(sound, key=lambda i: float(apart[i].mean()))
         further = [_paired(own - apart[nearest]) for own in apart]
@@ -321,11 +321,6 @@ def _paired(differences: Tensor) -> tuple[float, float]:
     """Return the mean of one difference per image, and its standard error."""
     # One image's difference is one standard error, up to rounding.
     return float(differences.mean()), standard_error(differences) + 1e-9
-
-
-def _divergences(target: Tensor, log_probs: Tensor) -> Tensor:
-    """Return KL(target || candidate) of every image, in nats, (images,)."""
-    return (target.exp() * (target - log_probs)).sum(1).double()
 
 
 def _ends_the_run(error: InputError) -> bool:

@@ -212,6 +212,16 @@ def test_the_nearest_to_the_ensemble_is_chosen(session, ensemble):
     assert not choice.keep_ensemble
 
 
+def test_an_impossible_class_does_not_blind_the_choice(session, ensemble, monkeypatch):
+    said = torch.full((len(session.data.validation), 10), -torch.inf)
+    said[:, 0] = 0.0
+    monkeypatch.setattr(Ensemble, "log_probs", lambda *_: said)
+    rows = [(f"{s}", blurred(said, s)) for s in (0.5, 0.1)]
+    choice = chosen(session, ensemble, *rows)
+    assert choice.student.method == "0.1"
+    assert choice.student.kl == pytest.approx(-torch.tensor(0.91).log().item())
+
+
 def test_a_member_as_near_is_chosen_and_nothing_else(session, ensemble):
     said = spoken(session, ensemble)
     far = blurred(said, 0.4)
