@@ -97,7 +97,8 @@ def begun(entry: Entry, work: Path) -> None:
 def run(entries: list[Entry], work: Path, data: str, jobs: int) -> list[str]:
     """Run the studies that are not done; return the names of those that failed."""
     failed = []
-    parts = [e for e in entries if not e.alone], [e for e in entries if e.alone]
+    beside = sorted((e for e in entries if not e.alone), key=lambda e: -e.minutes)
+    parts = beside, [e for e in entries if e.alone]
     for part, workers in zip(parts, (jobs, 1), strict=True):
         with ThreadPoolExecutor(workers) as pool:
             results = pool.map(lambda entry: finished(entry, work, data), part)
