@@ -86,5 +86,12 @@ ENTRIES = (
     Entry("profile", 8, ("{python} profile/run.py --work {work}",), alone=True),
     Entry("scaling", 8, ("{python} scaling/run.py --work {work}",), alone=True),
     Entry("rivals", 25, ("{python} rivals/run.py --work {work}",), alone=True),
+    Entry(
+        "published",
+        0,
+        ("{python} published/run.py",),
+        alone=True,
+        part="where it has two seeds",
+    ),
 )
-"""Those that measure time run in this order, last: rivals reads others' reports."""
+"""Those that run alone do so in this order; the last two read others' reports."""

@@ -55,6 +55,25 @@ def test_the_overview_is_up_to_date(script):
         assert (ROOT / "benchmarks" / entry.name / "run.py").exists() or entry.commands
 
 
+def test_published_differences_are_those_of_the_reports(script):
+    folder = ROOT / "benchmarks" / "published"
+    study = script(folder / "run.py")
+    rows = list(study.compared())
+    assert len(rows) == len(study.CLAIMS)
+    assert study.table(rows) == (folder / "table.md").read_text(encoding="utf-8")
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert page == study.filled(page, rows)
+
+
+def test_a_published_difference_is_seen_where_its_interval_says_so(script):
+    study = script(ROOT / "benchmarks" / "published" / "run.py")
+    seen, not_shown, opposite = study.VERDICTS
+    assert study.verdict(1, 2.0, 1.9) == study.verdict(-1, -2.0, 1.9) == seen
+    assert study.verdict(1, 2.0, 2.1) == not_shown
+    assert study.verdict(-1, 2.0, 1.9) == study.verdict(0, 2.0, 1.9) == opposite
+    assert study.verdict(0, 2.0, 2.1) == seen
+
+
 def test_the_cpu_tier_is_under_three_hours(script):
     run = script(ROOT / "benchmarks" / "all.py")
     entries = [entry for entry in run.ENTRIES if entry.commands]
