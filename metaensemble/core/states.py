@@ -113,6 +113,13 @@ class LazyState(Mapping[str, Tensor]):
             self._open()
         return tensor
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return the shapes of all tensors, none of which is read."""
+        if self._safe is None:
+            return {name: tensor.shape for name, tensor in self.items()}
+        slices = {name: self._safe.get_slice(self.prefix + name) for name in self}
+        return {name: torch.Size(one.get_shape()) for name, one in slices.items()}
+
     def _open(self) -> None:
         self._safe = safe_open(self.path, framework="pt").__enter__()
         self._read = 0
@@ -248,18 +255,18 @@ def refuse_different(states: Mapping[str, Mapping[str, Tensor]], why: str) -> No
         why: the clause that opens the message, such as "teachers must share one
             architecture".
     """
-    sources = iter(states.items())
+    sources = ((source, _shapes(state)) for source, state in states.items())
     first_source, first = next(sources)
-    for source, state in sources:
-        missing = [name for name in first if name not in state]
-        extra = [name for name in state if name not in first]
-        odd = [n for n in first if n in state and first[n].shape != state[n].shape]
+    for source, shapes in sources:
+        missing = [name for name in first if name not in shapes]
+        extra = [name for name in shapes if name not in first]
+        odd = [n for n in first if n in shapes and first[n] != shapes[n]]
         if missing:
             what = f"lacks {missing[0]!r}{_and_more(missing)} of {first_source}"
         elif extra:
             what = f"has {extra[0]!r}{_and_more(extra)} beyond those of {first_source}"
         elif odd:
-            got, want = tuple(state[odd[0]].shape), tuple(first[odd[0]].shape)
+            got, want = tuple(shapes[odd[0]]), tuple(first[odd[0]])
             what = f"has {odd[0]!r} of shape {got} where {first_source} has {want}"
         else:
             continue
@@ -267,6 +274,12 @@ def refuse_different(states: Mapping[str, Mapping[str, Tensor]], why: str) -> No
             f"{why}, but {source} {what}; "
             "choose --method kd for teachers of different architectures"
         )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    if isinstance(state, LazyState):
+        return state.shapes()
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:

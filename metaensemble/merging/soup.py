@@ -1,10 +1,13 @@
 """The uniform soup: the mean of the members' weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from metaensemble.core.blocks import blocks
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import State, refuse_different
 from metaensemble.merging.contract import Bench, Merged, Merger
@@ -43,6 +46,7 @@ def weighted_soup(
 
     Of lazy states, one tensor is held beside its sum, which is float64, so that k
     copies of a network give that network. Integer buffers are those of the first.
+    Parameters of one tensor are added up in blocks, which is several times faster.
 
     Args:
         states: at least one; all with the same names and shapes.
@@ -54,16 +58,29 @@ def weighted_soup(
     if not states:
         raise InputError("a soup needs at least one network, but got none; name some")
     first, *rest = states
-    for number, state in enumerate(rest, 2):
-        named = {"the first member": first, f"member {number}": state}
-        refuse_different(named, "a soup's members must share one architecture")
+    named = {f"member {number}": state for number, state in enumerate(rest, 2)}
+    named = {"the first member": first, **named}
+    refuse_different(named, "a soup's members must share one architecture")
     soup: State = {}
     for name, like in first.items():
         if not like.is_floating_point():
             soup[name] = like.clone()
             continue
-        total = like.double() * weights[0]
-        for state, weight in zip(rest, weights[1:], strict=True):
-            total += state[name].double() * weight
-        soup[name] = (total / sum(weights)).to(like.dtype)
+        others = (state[name] for state in rest)
+        soup[name] = _mean(chain((like,), others), weights)
     return soup
+
+
+def _mean(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the weighted mean of tensors, of which one is held at a time."""
+    first = next(tensors)
+    total = torch.empty(first.numel(), dtype=torch.float64, device=first.device)
+    for own, more in zip(blocks(total), blocks(first.reshape(-1)), strict=True):
+        own.copy_(more).mul_(weights[0])
+    for tensor, weight in zip(tensors, weights[1:], strict=True):
+        for own, more in zip(blocks(total), blocks(tensor.reshape(-1)), strict=True):
+            own += more.double() * weight
+    mean = torch.empty(first.numel(), dtype=first.dtype, device=first.device)
+    for own, whole in zip(blocks(mean), blocks(total), strict=True):
+        own.copy_(whole / sum(weights))
+    return mean.view(first.shape)

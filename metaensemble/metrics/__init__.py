@@ -15,7 +15,7 @@ from metaensemble.metrics.cost import latency_ms, macs, parameters, peak_memory_
 from metaensemble.metrics.diversity import disagreement
 from metaensemble.metrics.fidelity import agreement, kl_each, kl_to
 from metaensemble.metrics.measure import Measured, measure
-from metaensemble.metrics.scores import brier, nll
+from metaensemble.metrics.scores import brier, brier_each, nll
 from metaensemble.metrics.uncertainty import (
     Uncertainty,
     dirichlet_uncertainty,
@@ -28,6 +28,7 @@ __all__ = [
     "accuracy",
     "agreement",
     "brier",
+    "brier_each",
     "dirichlet_uncertainty",
     "disagreement",
     "ensemble_uncertainty",

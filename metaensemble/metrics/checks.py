@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from metaensemble.core.blocks import blocks
 from metaensemble.core.errors import InputError
 
 
@@ -18,7 +19,8 @@ def require_scores(scores: Tensor, name: str = "log_probs") -> None:
             f"{name} must have shape (batch, classes) with at least one of each, "
             f"but has {tuple(scores.shape)}; check that the set is not empty"
         )
-    broken = (scores.isnan() | scores.isposinf()).any(dim=1)
+    highest = scores.amax(dim=1)  # NaN where a row has one
+    broken = highest.isnan() | highest.isposinf()
     if bool(broken.any()):
         raise InputError(
             f"{name} must be numbers, but {int(broken.sum())} of {len(scores)} rows "
@@ -49,7 +51,7 @@ def require_labels(scores: Tensor, labels: Tensor) -> None:
 
 def require_normalised(log_probs: Tensor, name: str = "log_probs") -> None:
     """Raise `InputError` unless the probabilities of every row add up to about 1."""
-    sums = log_probs.float().exp().sum(dim=1)
+    sums = torch.cat([rows.float().exp().sum(dim=1) for rows in blocks(log_probs)])
     worst = float(sums[(sums - 1).abs().argmax()])
     if abs(worst - 1) > 0.02:  # bfloat16 log-probabilities pass, logits do not
         raise InputError(

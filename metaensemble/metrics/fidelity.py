@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from metaensemble.core.blocks import blocks
 from metaensemble.metrics.checks import (
     require_normalised,
     require_same_shape,
@@ -49,7 +50,13 @@ def kl_each(
     require_same_shape(reference_log_probs, log_probs)
     require_normalised(reference_log_probs, "reference_log_probs")
     require_normalised(log_probs)
-    reference, model = reference_log_probs.double(), log_probs.double()
+    pairs = zip(blocks(reference_log_probs), blocks(log_probs), strict=True)
+    return torch.cat([_kl(reference, model) for reference, model in pairs])
+
+
+def _kl(reference: Tensor, model: Tensor) -> Tensor:
+    """Return KL(reference || model) of every row, in float64."""
+    reference = reference.double()
     probs = reference.exp()
-    terms = torch.where(probs > 0, probs * (reference - model), 0.0)
+    terms = torch.where(probs > 0, probs * (reference - model.double()), 0.0)
     return terms.sum(dim=1)

@@ -1,8 +1,10 @@
 """Proper scoring rules: they reward honest probabilities, not only right decisions."""
 
-from jaxtyping import Float, Int64
+import torch
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from metaensemble.core.blocks import blocks
 from metaensemble.metrics.checks import (
     require_labels,
     require_normalised,
@@ -29,10 +31,17 @@ def brier(
     classes, or by 2 for two classes; this is the undivided original.
     """
     _require(log_probs, labels)
-    probs = log_probs.double().exp()
-    chosen = probs.gather(1, labels[:, None]).squeeze(1)
+    return max(0.0, float(brier_each(log_probs, labels).mean()))
+
+
+def brier_each(
+    log_probs: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
+) -> Float64[Tensor, " batch"]:
+    """Return the Brier score of every example, up to rounding in [0, 2]."""
+    chosen = log_probs.gather(1, labels[:, None]).squeeze(1).double().exp()
+    squares = [rows.double().exp().square().sum(dim=1) for rows in blocks(log_probs)]
     # sum_c (p_c - [c = y])^2 = sum_c p_c^2 - 2 p_y + 1, without a one-hot matrix
-    return max(0.0, float((probs.square().sum(dim=1) - 2 * chosen + 1).mean()))
+    return torch.cat(squares) - 2 * chosen + 1
 
 
 def _require(log_probs: Tensor, labels: Tensor) -> None:

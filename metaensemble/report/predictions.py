@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaensemble.core.errors import InputError
 from metaensemble.core.states import load_state, save_state
+from metaensemble.metrics import brier_each
 
 FOLDER = "predictions"
 """Of a run, for one file per student; not beside it, where members are looked for."""
@@ -45,8 +46,7 @@ class Answers:
         """Return the answers of a model with these log-probabilities."""
         confidence, decision = log_probs.float().max(dim=1)
         label = log_probs.float().gather(1, labels[:, None]).squeeze(1)
-        probs = log_probs.double().exp()
-        brier = probs.square().sum(dim=1) - 2 * label.double().exp() + 1
+        brier = brier_each(log_probs, labels)
         return cls(decision, confidence, label, brier.clamp_min(0).float())
 
 
