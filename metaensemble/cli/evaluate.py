@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> None:
     with RunLog(quiet=options.quiet) as log:
         session = open_session(options, data, None, log)
         tell_doubts(session, ensemble)
+        session.cache.compute(ensemble.members, data.test)
         rows = [session.cache.logits(m, data.test) for m in ensemble.members]
         diagnosis = diagnose(session, ensemble) if len(ensemble) > 1 else None
         if diagnosis is not None:

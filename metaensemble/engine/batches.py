@@ -90,10 +90,20 @@ class TrainingBatches:
         views = sorted({self.view_of(step) for step in range(steps)})
         wanted = [(member, view) for view in views for member in self.teachers.members]
         mine = world.share(wanted)
+        assert self.cache is not None
         log.begin("teachers' outputs", len(mine))
-        for done, (member, view) in enumerate(mine):
-            self._logits(member, view)
-            log.advance(done + 1)
+        before = 0
+        for view in views:
+            members = [member for member, of in mine if of == view]
+            self.cache.compute(
+                members,
+                self.split,
+                self.augmentation,
+                self.seed,
+                view,
+                told=lambda done, before=before: log.advance(before + done),
+            )
+            before += len(members)
         world.wait()
         for member, view in wanted:  # counts them, and computes what is not shared
             self._logits(member, view)

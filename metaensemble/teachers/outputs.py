@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ above 32 MB the system takes and gives them anew in every layer: twice to three 
 the seconds (benchmarks/profile)."""
 MOST_OPEN = 512
 """Files of outputs that are open at a time; the system allows a process 1,024."""
+TOGETHER = 2**30
+"""Bytes of the networks that look at a batch one after the other. So their images are
+decoded and augmented once for all of them, and memory is bounded all the same."""
 FEWEST = 8
 """The fewest images in a pass, however large they are."""
 
@@ -36,34 +39,71 @@ def images_per_pass(shape: tuple[int, int, int], device: str | torch.device) -> 
     return min(BATCH, max(FEWEST, PIXELS // (shape[1] * shape[2])))
 
 
-@torch.no_grad()
+Prepare = Callable[[Tensor], Tensor]
+"""From bytes to what a network takes, such as its `Normalization`."""
+
+
 def network_logits(
     network: nn.Module,
-    prepare: Callable[[Tensor], Tensor],
+    prepare: Prepare,
     split: Split,
     *,
-    augmentation: Augmentation | None = None,
-    draws: Tensor | None = None,
     device: str | torch.device = "cpu",
 ) -> Float[Tensor, "images classes"]:
     """Return the logits of a network in eval mode for a whole split, in order.
 
     Args:
         network: moved to `device`.
-        prepare: from bytes to what the network takes, such as its `Normalization`.
+        prepare: what it takes.
+        split: whose images.
+        device: where the network runs.
+    """
+    (logits,) = networks_logits([(network, prepare)], split, device=device)
+    return logits
+
+
+@torch.no_grad()
+def networks_logits(
+    networks: Sequence[tuple[nn.Module, Prepare]],
+    split: Split,
+    *,
+    augmentation: Augmentation | None = None,
+    draws: Tensor | None = None,
+    device: str | torch.device = "cpu",
+) -> list[Float[Tensor, "images classes"]]:
+    """Return the logits of several networks, each image decoded and augmented once.
+
+    Args:
+        networks: moved to `device`, each with what it takes.
         split: whose images.
         augmentation: of the images.
         draws: its randomness, a row per image.
-        device: where the network runs.
+        device: where the networks run.
     """
-    network = network.to(device).eval()
-    rows = []
+    ready = [(network.to(device).eval(), prepare) for network, prepare in networks]
+    rows: list[list[Tensor]] = [[] for _ in ready]
     for indices in in_order(split, images_per_pass(split.shape, device)):
         images = split.batch(
             indices, augmentation, None if draws is None else draws[indices]
-        )
-        rows.append(network(prepare(images.to(device))).float().cpu())
-    return torch.cat(rows)
+        ).to(device)
+        for own, (network, prepare) in zip(rows, ready, strict=True):
+            own.append(network(prepare(images)).float().cpu())
+    return [torch.cat(own) for own in rows]
+
+
+def together(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Yield the members in groups that may be in memory at a time: `TOGETHER` bytes."""
+    group: list[Member] = []
+    size = 0
+    for member in members:
+        own = member.path.stat().st_size
+        if group and size + own > TOGETHER:
+            yield group
+            group, size = [], 0
+        group.append(member)
+        size += own
+    if group:
+        yield group
 
 
 class OutputCache:
@@ -108,28 +148,59 @@ class OutputCache:
             seed: of the augmentation.
             view: which augmented copy of the images.
         """
-        if augmentation is not None and augmentation.is_identity:
-            augmentation = None
-        if augmentation is None:
-            seed = view = 0
-        key = _key(member, split, augmentation, seed, view)
+        images = _Images.of(split, augmentation, seed, view)
+        key = images.key(member)
         if key not in self._seen:
             self._seen.add(key)
             self.images_asked += len(split)
         if key not in self._open:
-            path = self.folder / f"{key}.npy"
+            path = self._path(key)
             if not path.exists():
-                self._compute(path, member, split, augmentation, seed, view)
+                self._compute([member], images)
             if len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))  # the oldest
             rows = np.load(path, mmap_mode="c", allow_pickle=False)
             self._open[key] = torch.from_numpy(rows)
         return self._open[key]
 
+    def compute(
+        self,
+        members: Sequence[Member],
+        split: Split,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        view: int = 0,
+        *,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
+        """Compute what is missing of several members' logits, in one go.
+
+        `logits` would do it member by member, and decode the images for each.
+
+        Args:
+            members: whose logits.
+            split: whose images.
+            augmentation: as of `logits`.
+            seed: as of `logits`.
+            view: as of `logits`.
+            told: called with the number of members that are done, now and then.
+        """
+        images = _Images.of(split, augmentation, seed, view)
+        done = 0
+        for group in together(members):
+            missing = {images.key(one): one for one in group}
+            missing = {k: m for k, m in missing.items() if not self._path(k).exists()}
+            if missing:
+                self._compute(list(missing.values()), images)
+            done += len(group)
+            if told is not None:
+                told(done)
+
     def ensemble_logits(
         self, ensemble: Ensemble, split: Split
     ) -> Float[Tensor, "members images classes"]:
         """Return the logits of all members for the plain images of a split."""
+        self.compute(ensemble.members, split)
         first, *others = ensemble.members
         logits = self.logits(first, split)
         stacked = logits.new_empty(len(ensemble), *logits.shape)
@@ -138,28 +209,23 @@ class OutputCache:
             stacked[row] = self.logits(member, split)
         return stacked
 
-    def _compute(
-        self,
-        path: Path,
-        member: Member,
-        split: Split,
-        augmentation: Augmentation | None,
-        seed: int,
-        view: int,
-    ) -> None:
-        draws = None
-        if augmentation is not None:
-            draws = augmentation.draws(len(split), seed, view)
-        rows = network_logits(
-            member.network(),
-            member.prepare,
-            split,
-            augmentation=augmentation,
-            draws=draws,
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.npy"
+
+    def _compute(self, members: Sequence[Member], images: "_Images") -> None:
+        logits = networks_logits(
+            [(member.network(), member.prepare) for member in members],
+            images.split,
+            augmentation=images.augmentation,
+            draws=images.draws(),
             device=self.device,
         )
-        rows = member.in_order(rows).contiguous()
-        self.images_run += len(split)
+        for member, rows in zip(members, logits, strict=True):
+            self.images_run += len(rows)
+            self._write(images.key(member), member.in_order(rows).contiguous())
+
+    def _write(self, key: str, rows: Tensor) -> None:
+        path = self._path(key)
         try:
             with atomic_path(path) as temporary, temporary.open("wb") as handle:
                 np.save(_Stream(handle.write), rows.numpy(), allow_pickle=False)
@@ -178,24 +244,44 @@ class _Stream:
     write: Callable[[bytes], object]
 
 
-def _key(
-    member: Member,
-    split: Split,
-    augmentation: Augmentation | None,
-    seed: int,
-    view: int,
-) -> str:
-    parts = {
-        "format": 1,
-        "member": member.sha256,
-        "normalization": member.info.normalization.model_dump(mode="json"),
-        "architecture": member.info.architecture,
-        "images": split.fingerprint,
-        "augmentation": augmentation.model_dump(mode="json") if augmentation else None,
-        "seed": seed,
-        "view": view,
-    }
-    if member.order is not None:
-        parts["order"] = member.order
-    text = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
+@dataclass(frozen=True)
+class _Images:
+    """A view of a split; without an augmentation there is one of each split."""
+
+    split: Split
+    augmentation: Augmentation | None
+    seed: int
+    view: int
+
+    @classmethod
+    def of(
+        cls, split: Split, augmentation: Augmentation | None, seed: int, view: int
+    ) -> "_Images":
+        if augmentation is None or augmentation.is_identity:
+            return cls(split, None, 0, 0)
+        return cls(split, augmentation, seed, view)
+
+    def draws(self) -> Tensor | None:
+        if self.augmentation is None:
+            return None
+        return self.augmentation.draws(len(self.split), self.seed, self.view)
+
+    def key(self, member: Member) -> str:
+        """Return the name of the file of a member's logits."""
+        augmentation = self.augmentation
+        parts = {
+            "format": 1,
+            "member": member.sha256,
+            "normalization": member.info.normalization.model_dump(mode="json"),
+            "architecture": member.info.architecture,
+            "images": self.split.fingerprint,
+            "augmentation": augmentation.model_dump(mode="json")
+            if augmentation
+            else None,
+            "seed": self.seed,
+            "view": self.view,
+        }
+        if member.order is not None:
+            parts["order"] = member.order
+        text = json.dumps(parts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:40]

@@ -97,6 +97,55 @@ def test_what_is_asked_and_what_is_run_are_counted(
     assert (warm.images_asked, warm.images_run) == (108, 54)
 
 
+def test_members_look_at_the_images_together(
+    zoo: Ensemble,
+    digits: ImageData,
+    cache: OutputCache,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    read = []
+    batch = type(digits.train).batch
+
+    def counted(split, indices, *augmented):
+        read.extend(indices.tolist())
+        return batch(split, indices, *augmented)
+
+    monkeypatch.setattr(type(digits.train), "batch", counted)
+    crop, told = Augmentation(pad=1), []
+    alone = OutputCache(cache.folder.with_name("alone"))
+    first = zoo.members[0]
+    expected = [alone.logits(m, digits.train, crop, view=1) for m in zoo.members]
+    assert len(read) == 3 * 54
+    read.clear()
+    cache.logits(first, digits.train, crop, view=1)  # is not computed again
+    cache.compute(zoo.members, digits.train, crop, view=1, told=told.append)
+    assert len(read) == 2 * 54
+    assert told == [3]
+    assert cache.images_run == 3 * 54
+    found = [cache.logits(m, digits.train, crop, view=1) for m in zoo.members]
+    assert len(read) == 2 * 54
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_group_of_members_is_bounded_by_their_bytes(
+    zoo: Ensemble,
+    digits: ImageData,
+    cache: OutputCache,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    size = zoo.members[0].path.stat().st_size
+    for most, groups in ((0, 3), (2 * size, 2), (3 * size, 1)):
+        monkeypatch.setattr(outputs_module, "TOGETHER", most)
+        found = list(outputs_module.together(zoo.members))
+        assert len(found) == groups
+        assert [m for group in found for m in group] == list(zoo.members)
+    monkeypatch.setattr(outputs_module, "TOGETHER", 2 * size)
+    told: list[int] = []
+    cache.compute(zoo.members, digits.train, told=told.append)
+    assert told == [2, 3]
+    assert list(outputs_module.together(())) == []
+
+
 def test_each_member_images_augmentation_seed_and_view_has_its_file(
     zoo: Ensemble, digits: ImageData, cache: OutputCache, runs: list[str]
 ):
