@@ -7,6 +7,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from metaensemble.core.blocks import blocks
 from metaensemble.core.errors import InputError
 from metaensemble.metrics.checks import (
     require_labels,
@@ -78,10 +79,13 @@ def fit_temperature(
     scores = logits.double()
     target = scores.gather(1, labels[:, None]).squeeze(1)
 
+    def expected(rows: Tensor, scale: float) -> Tensor:
+        probs = F.softmax(rows * scale, dim=1)
+        return torch.where(probs > 0, probs * rows, 0.0).sum(dim=1)
+
     def slope(scale: float) -> float:  # d NLL / d (1/T)
-        probs = F.softmax(scores * scale, dim=1)
-        expected = torch.where(probs > 0, probs * scores, 0.0).sum(dim=1)
-        return float((expected - target).mean())
+        each = torch.cat([expected(rows, scale) for rows in blocks(scores)])
+        return float((each - target).mean())
 
     def loss(scale: float) -> float:
         return float(F.cross_entropy(scores * scale, labels))
