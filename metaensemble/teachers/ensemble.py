@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metaensemble.core.blocks import blocks
 from metaensemble.core.errors import InputError, MissingFileError
 from metaensemble.core.states import LazyState, State, refuse_different
 from metaensemble.data import ImageData, Normalization
@@ -42,13 +43,24 @@ def ensemble_log_probs(
         temperature: T.
         weights: of the members, not negative; None weighs all the same.
     """
-    logits = logits.float() / temperature
+    images = logits.transpose(0, 1)  # (batch, members, classes), to go by blocks of
+    parts = (rows.transpose(0, 1).float() / temperature for rows in blocks(images))
     if weights is None:
-        if average == "logits":
-            return logits.mean(0).log_softmax(-1)
-        return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
-    shares = torch.tensor(weights, device=logits.device)[:, None, None]
-    shares = shares / shares.sum()
+        each = [_mean_of(rows, average) for rows in parts]
+    else:
+        shares = torch.tensor(weights, device=logits.device)[:, None, None]
+        shares = shares / shares.sum()
+        each = [_weighted(rows, average, shares) for rows in parts]
+    return torch.cat(each)
+
+
+def _mean_of(logits: Tensor, average: Average) -> Tensor:
+    if average == "logits":
+        return logits.mean(0).log_softmax(-1)
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+def _weighted(logits: Tensor, average: Average, shares: Tensor) -> Tensor:
     if average == "logits":
         return (shares * logits).sum(0).log_softmax(-1)
     return (logits.log_softmax(-1) + shares.log()).logsumexp(0)
