@@ -31,19 +31,19 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("digits", 14, ("{python} digits/run.py",)),
-    Entry("auto", 10, ("{python} auto/run.py",), part="the digits", hours=3.0),
-    Entry("multiview", 12, ("{python} multiview/run.py --out multiview",)),
+    Entry("digits", 13, ("{python} digits/run.py",)),
+    Entry("auto", 5, ("{python} auto/run.py",), part="the digits", hours=3.0),
+    Entry("multiview", 8, ("{python} multiview/run.py --out multiview",)),
     Entry("mlp_depth", 3, ("{python} mlp_depth/run.py",)),
-    Entry("robustness", 3, ("{python} robustness/run.py",)),
+    Entry("robustness", 2, ("{python} robustness/run.py",)),
     Entry(
         "merging",
-        17,
+        20,
         ("{python} merging/run.py {data} {work} --seeds 0",),
         part="the first zoo",
         hours=0.9,
     ),
-    Entry("soups", 20, ("{python} soups/run.py {data} {work}",)),
+    Entry("soups", 13, ("{python} soups/run.py {data} {work}",)),
     Entry(
         "weightformer_small",
         42,
@@ -57,7 +57,7 @@ ENTRIES = (
     ),
     Entry(
         "online_small",
-        20,
+        18,
         (
             "{python} online_small/run.py {data} {work} --seeds 0",
             "{python} online_small/run.py {data} {work} --collect",
@@ -65,10 +65,10 @@ ENTRIES = (
         part="the first seed",
         hours=0.9,
     ),
-    Entry("cifar10_small", 19, ("cifar10_small/run.sh {data} {work}",)),
+    Entry("cifar10_small", 21, ("cifar10_small/run.sh {data} {work}",)),
     Entry(
         "distillation_small",
-        28,
+        10,
         (
             "{python} distillation_small/run.py {data} {work} --seeds 0 --only "
             "best_member kd kd-t4 dkd meal_v2 cc sp meal ensemble_distribution",
@@ -81,11 +81,11 @@ ENTRIES = (
     Entry("alignment", 10, (), hours=0.2),
     Entry("resume", 25, (), hours=0.4),
     Entry("distillation_speed", 3, ("{python} distillation_speed/run.py",), alone=True),
-    Entry("running", 8, ("{python} running/run.py",), alone=True),
-    Entry("prediction", 10, ("{python} prediction/run.py --work {work}",), alone=True),
-    Entry("profile", 8, ("{python} profile/run.py --work {work}",), alone=True),
-    Entry("scaling", 8, ("{python} scaling/run.py --work {work}",), alone=True),
-    Entry("rivals", 25, ("{python} rivals/run.py --work {work}",), alone=True),
+    Entry("running", 5, ("{python} running/run.py",), alone=True),
+    Entry("prediction", 13, ("{python} prediction/run.py --work {work}",), alone=True),
+    Entry("profile", 5, ("{python} profile/run.py --work {work}",), alone=True),
+    Entry("scaling", 4, ("{python} scaling/run.py --work {work}",), alone=True),
+    Entry("rivals", 13, ("{python} rivals/run.py --work {work}",), alone=True),
     Entry(
         "published",
         0,
