@@ -63,7 +63,7 @@ ENTRIES = (
             "{python} online_small/run.py {data} {work} --collect",
         ),
         part="the first seed",
-        hours=0.9,
+        hours=1.0,
     ),
     Entry("cifar10_small", 21, ("cifar10_small/run.sh {data} {work}",)),
     Entry(
