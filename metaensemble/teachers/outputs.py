@@ -26,8 +26,10 @@ the seconds (benchmarks/profile)."""
 MOST_OPEN = 512
 """Files of outputs that are open at a time; the system allows a process 1,024."""
 TOGETHER = 2**30
-"""Bytes of the networks that look at a batch one after the other. So their images are
-decoded and augmented once for all of them, and memory is bounded all the same."""
+"""Bytes of the networks, and of their logits, that look at a batch one after the other.
+So images are decoded and augmented once for all of them, in bounded memory."""
+MEMBERS_TOGETHER = 4
+"""Members at most, however small: their files appear, and progress is told, at once."""
 FEWEST = 8
 """The fewest images in a pass, however large they are."""
 
@@ -91,13 +93,18 @@ def networks_logits(
     return [torch.cat(own) for own in rows]
 
 
-def together(members: Sequence[Member]) -> Iterator[list[Member]]:
-    """Yield the members in groups that may be in memory at a time: `TOGETHER` bytes."""
+def together(members: Sequence[Member], images: int) -> Iterator[list[Member]]:
+    """Yield groups of members that, with the logits of so many images, fit in memory.
+
+    A group has at most `TOGETHER` bytes and `MEMBERS_TOGETHER` members, at least one.
+    """
     group: list[Member] = []
     size = 0
     for member in members:
-        own = member.path.stat().st_size
-        if group and size + own > TOGETHER:
+        logits = 4 * images * len(member.info.classes)
+        own = member.path.stat().st_size + logits
+        full = len(group) >= MEMBERS_TOGETHER or size + own > TOGETHER
+        if group and full:
             yield group
             group, size = [], 0
         group.append(member)
@@ -187,7 +194,7 @@ class OutputCache:
         """
         images = _Images.of(split, augmentation, seed, view)
         done = 0
-        for group in together(members):
+        for group in together(members, len(split)):
             missing = {images.key(one): one for one in group}
             missing = {k: m for k, m in missing.items() if not self._path(k).exists()}
             if missing:

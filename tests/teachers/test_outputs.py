@@ -127,23 +127,30 @@ def test_members_look_at_the_images_together(
     assert all(map(torch.equal, found, expected))
 
 
-def test_a_group_of_members_is_bounded_by_their_bytes(
+def test_a_group_of_members_is_bounded(
     zoo: Ensemble,
     digits: ImageData,
     cache: OutputCache,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    size = zoo.members[0].path.stat().st_size
-    for most, groups in ((0, 3), (2 * size, 2), (3 * size, 1)):
+    size = zoo.members[0].path.stat().st_size + 4 * 54 * 10  # and its logits
+    for most, count, groups in (
+        (0, 4, 3),
+        (2 * size - 1, 4, 3),
+        (2 * size, 4, 2),
+        (3 * size, 4, 1),
+        (3 * size, 2, 2),
+    ):
         monkeypatch.setattr(outputs_module, "TOGETHER", most)
-        found = list(outputs_module.together(zoo.members))
+        monkeypatch.setattr(outputs_module, "MEMBERS_TOGETHER", count)
+        found = list(outputs_module.together(zoo.members, 54))
         assert len(found) == groups
         assert [m for group in found for m in group] == list(zoo.members)
     monkeypatch.setattr(outputs_module, "TOGETHER", 2 * size)
     told: list[int] = []
     cache.compute(zoo.members, digits.train, told=told.append)
     assert told == [2, 3]
-    assert list(outputs_module.together(())) == []
+    assert list(outputs_module.together((), 54)) == []
 
 
 def test_each_member_images_augmentation_seed_and_view_has_its_file(
